@@ -1,0 +1,70 @@
+"""Batches as a pure function of (seed, step).
+
+Epoch e is a permutation of all whole blocks, drawn by Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy
+as 1, 2, 3") keyed by (seed, e). Batch `step` holds entries step·B … step·B + B - 1 of the epochs' permutations laid
+end to end, so it may span an epoch's end, and resuming needs nothing but the step.
+"""
+
+import hashlib
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from lahr.config import check
+from lahr.data.shards import Split
+
+
+class Batches:
+    """The training batches of one trial: `batch_size` windows of `block` tokens a step, over all ranks."""
+
+    def __init__(self, split: Split, batch_size: int, block: int, seed: int) -> None:
+        """`ConfigError` where the split holds no whole block, or the seed is outside 0 … 2⁶⁴ - 1."""
+        self.split, self.batch_size, self.block, self.seed = split, batch_size, block, seed
+        self.n_blocks = split.n_blocks(block)
+        check(
+            self.n_blocks >= 1,
+            f"the training text has {split.n_tokens} tokens, fewer than one block of {block} and its next token; "
+            "give more text or a shorter model.max_seq_len",
+        )
+        check(0 <= seed < 2**64, f"the seed is {seed}; it must be from 0 to 2**64 - 1")
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and next-token targets, both int64 (batch_size / world, block), of `rank` among `world` ranks.
+
+        Rank r takes rows r, r + world, … of the global batch, which is the same for every world size. `ConfigError`
+        where `world` does not divide the batch size.
+        """
+        check(
+            self.batch_size % world == 0,
+            f"train.batch_size is {self.batch_size}, which {world} workers cannot share evenly; "
+            f"give a multiple of {world}",
+        )
+        return self.split.windows(self.block_ids(step)[rank::world], self.block)
+
+    def block_ids(self, step: int) -> np.ndarray:
+        """The blocks that step `step` (from 0) reads, int64 (batch_size,)."""
+        return self._entries(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def digest(self, steps: int) -> str:
+        """Twelve hex digits over the block ids of steps 0 … steps - 1: equal where trials saw the same."""
+        return hashlib.sha256(self._entries(0, steps * self.batch_size).astype("<i8").tobytes()).hexdigest()[:12]
+
+    def _entries(self, start: int, stop: int) -> np.ndarray:
+        """Entries start … stop - 1 of the epochs' permutations laid end to end."""
+        epochs = range(start // self.n_blocks, (stop - 1) // self.n_blocks + 1)
+        parts = []
+        for epoch in epochs:
+            first = epoch * self.n_blocks
+            order = _permutation(self.seed, epoch, self.n_blocks)
+            parts.append(order[max(start - first, 0) : stop - first])
+        return np.concatenate(parts) if parts else np.empty(0, np.int64)
+
+
+@lru_cache(maxsize=4)
+def _permutation(seed: int, epoch: int, n: int) -> np.ndarray:
+    """A permutation of 0 … n - 1. Sorting raw draws, unlike `Generator.permutation`, is the same in every numpy."""
+    draws = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(n)
+    order = np.argsort(draws, kind="stable")
+    order.flags.writeable = False
+    return order

@@ -1,0 +1,245 @@
+"""Token shards on disk: Arrow IPC files of one record batch each, memory-mapped, with a manifest of hashes.
+
+A prepared folder holds
+
+    tokenizer.json            the tokenizer, whole
+    train-00000.arrow …       tokens, uint16 (uint32 above 65,536 entries); `validation-…` likewise
+    train-documents.parquet   one row a document: start (token), bytes (of text), bits (its floor, where known)
+    manifest.json             written last: token counts, end-of-text id, corpus, sha256 of every file
+
+One record batch a shard is what makes a random window cheap: the column is then one flat array in the map.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from lahr.config import canonical_json, check
+
+SHARD_TOKENS = 1 << 26
+"""Tokens in a shard: 128 MiB of uint16."""
+FORMAT = 1
+"""Version of the folder's layout."""
+
+
+class Damaged(Exception):
+    """A prepared folder whose files are not what its manifest says; the message names the first such file."""
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """The tokens of one split, in document order, and where its documents start."""
+
+    shards: tuple[np.ndarray, ...]
+    """Memory-mapped token arrays; laid end to end they are the split."""
+    documents: pa.Table
+    """One row a document: `start` (its first token), `bytes` of its text, and `bits`, its floor or null."""
+
+    @cached_property
+    def starts(self) -> np.ndarray:
+        """First token of each shard, and last the end: int64 (shards + 1,)."""
+        return np.cumsum([0, *(len(shard) for shard in self.shards)])
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens in the split, end-of-text tokens among them."""
+        return int(self.starts[-1])
+
+    @property
+    def tokens(self) -> np.ndarray:
+        """The split as one array: the map itself where it is one shard, else a copy in memory."""
+        return self.shards[0] if len(self.shards) == 1 else np.concatenate(self.shards)
+
+    def n_blocks(self, block: int) -> int:
+        """Whole windows of `block` tokens that have a next token for each."""
+        return max(0, (self.n_tokens - 1) // block)
+
+    def windows(self, ids: Iterable[int], block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Windows of those ids: inputs and next-token targets, int64 (len(ids), block) each."""
+        rows = [self._read(int(i) * block, int(i) * block + block + 1) for i in ids]
+        both = torch.from_numpy(np.stack(rows) if rows else np.empty((0, block + 1), np.int64))
+        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        first = int(np.searchsorted(self.starts, start, side="right")) - 1
+        parts = []
+        while start < stop:
+            part = self.shards[first][start - self.starts[first] : stop - self.starts[first]]
+            parts.append(part.astype(np.int64))
+            start += len(part)
+            first += 1
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+@dataclass(frozen=True, eq=False)
+class TokenData:
+    """A prepared corpus, open for reading."""
+
+    folder: Path
+    description: str
+    """What the text is, for a person."""
+    content_hash: str
+    """Hex sha256 of both splits' tokens and of the tokenizer; paths and file layout do not enter."""
+    vocab_size: int
+    """Entries of the tokenizer; at most the model's."""
+    eot: int
+    """Id of the end-of-text token, which closes every document."""
+    train: Split
+    validation: Split
+    n_validation: int
+    """Windows that every evaluation reads, the first of the validation split."""
+    block: int
+    """Tokens in a window."""
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """The tokenizer's JSON, for `tokenizers.Tokenizer.from_file`."""
+        return self.folder / "tokenizer.json"
+
+    @cached_property
+    def bytes_per_token(self) -> float:
+        """Bytes of text for each token that the validation windows predict."""
+        starts = self.validation.documents["start"].to_numpy()
+        edges = np.append(starts, self.validation.n_tokens)
+        total = np.concatenate([[0], np.cumsum(self.validation.documents["bytes"].to_numpy())])
+        read = self.n_validation * self.block
+        # Inside a document bytes are taken as even; only the first and the last document are cut.
+        return float((np.interp(read + 1, edges, total) - np.interp(1, edges, total)) / read)
+
+    def floor_nats_per_token(self, n_blocks: int | None = None) -> float | None:
+        """Least possible mean loss on the documents wholly in the first `n_blocks` windows (default: all read).
+
+        None where the corpus's own probabilities are not known, or no document fits.
+        """
+        documents = self.validation.documents
+        starts = documents["start"].to_numpy()
+        ends = np.append(starts[1:], self.validation.n_tokens)
+        bits = documents["bits"].to_numpy()  # null, of a document that was cut at the split's end, reads as NaN
+        counted = (ends <= (self.n_validation if n_blocks is None else n_blocks) * self.block + 1) & ~np.isnan(bits)
+        if not counted.any():
+            return None
+        return float(bits[counted].sum() * math.log(2) / (ends - starts)[counted].sum())
+
+    def validation_blocks(self, n: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first `n` validation windows: inputs and targets, int64 (n, block). `ConfigError` if too few."""
+        have = self.validation.n_blocks(block)
+        check(
+            have >= n,
+            f"the validation split of {self.description} has {have} windows of {block} tokens, and {n} were asked "
+            + (f"for; give more text or --data.validation-blocks {have}" if have else "for; give more text"),
+        )
+        return self.validation.windows(range(n), block)
+
+
+class SplitWriter:
+    """Writes one split's shards and documents into a folder, a document at a time."""
+
+    def __init__(self, folder: Path, name: str, dtype: Any) -> None:
+        self.folder, self.name, self.dtype = folder, name, np.dtype(dtype)
+        self.n_tokens = 0
+        self.digest = hashlib.sha256()
+        """Over the tokens as little-endian uint32, whatever the shards' type and size."""
+        self._pending: list[np.ndarray] = []
+        self._n_pending = 0
+        self._shards: list[dict[str, Any]] = []
+        self._documents: dict[str, list[Any]] = {"start": [], "bytes": [], "bits": []}
+
+    def add(self, ids: np.ndarray, n_bytes: int, bits: float | None) -> None:
+        """Adds a document: token ids with the closing end-of-text, bytes of its text, its floor in bits."""
+        for name, value in (("start", self.n_tokens), ("bytes", n_bytes), ("bits", bits)):
+            self._documents[name].append(value)
+        self.digest.update(ids.astype("<u4").tobytes())
+        self.n_tokens += len(ids)
+        self._pending.append(ids.astype(self.dtype))
+        self._n_pending += len(ids)
+        while self._n_pending >= SHARD_TOKENS:
+            self._flush(SHARD_TOKENS)
+
+    def close(self) -> dict[str, Any]:
+        """Writes what is left and returns the split's entry in the manifest."""
+        if self._n_pending or not self._shards:
+            self._flush(self._n_pending)
+        file = self.folder / f"{self.name}-documents.parquet"
+        schema = pa.schema([("start", pa.int64()), ("bytes", pa.int64()), ("bits", pa.float64())])
+        pq.write_table(pa.table(self._documents, schema=schema), file)
+        documents = {"file": file.name, "sha256": file_hash(file)}
+        return {"tokens": self.n_tokens, "shards": self._shards, "documents": documents}
+
+    def _flush(self, n: int) -> None:
+        tokens = np.concatenate(self._pending) if self._pending else np.empty(0, self.dtype)
+        self._pending, self._n_pending = [tokens[n:]], len(tokens) - n
+        file = self.folder / f"{self.name}-{len(self._shards):05d}.arrow"
+        kind = pa.uint16() if self.dtype == np.uint16 else pa.uint32()
+        # From the buffer: `pa.array` of a numpy array imports pandas, which takes longer than all the rest.
+        column = pa.Array.from_buffers(kind, n, [None, pa.py_buffer(np.ascontiguousarray(tokens[:n]))])
+        batch = pa.record_batch([column], names=["token"])
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
+            writer.write_batch(batch)
+        self._shards.append({"file": file.name, "tokens": n, "sha256": file_hash(file)})
+
+
+def file_hash(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """Hex sha256 of a manifest's content, which it carries as its own `sha256`."""
+    return hashlib.sha256(canonical_json(manifest).encode()).hexdigest()
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes the manifest with its own hash; without it a folder does not count as prepared."""
+    text = json.dumps({**manifest, "sha256": manifest_hash(manifest)}, indent=2)
+    (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The folder's manifest, each file in it checked against its hash. Raises `Damaged`."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest.pop("sha256") != manifest_hash(manifest):
+            raise Damaged("manifest.json")
+        files = [(manifest["tokenizer"]["file"], manifest["tokenizer"]["sha256"])]
+        for split in manifest["splits"].values():
+            files += [(part["file"], part["sha256"]) for part in [*split["shards"], split["documents"]]]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise Damaged("manifest.json") from error
+    for name, expected in files:
+        path = folder / name
+        if not path.is_file() or _checked_hash(path) != expected:
+            raise Damaged(name)
+    return manifest
+
+
+_hashes: dict[tuple[str, int, int, int], str] = {}
+
+
+def _checked_hash(path: Path) -> str:
+    """`file_hash`, computed once in a process for a file whose inode, size and time of change stay."""
+    stat = path.stat()
+    key = (str(path.resolve()), stat.st_ino, stat.st_size, stat.st_ctime_ns)
+    if key not in _hashes:
+        _hashes[key] = file_hash(path)
+    return _hashes[key]
+
+
+def open_split(folder: Path, entry: dict[str, Any]) -> Split:
+    """Maps a split whose manifest entry is `entry`; nothing is read before it is used."""
+    shards = []
+    for shard in entry["shards"]:
+        source = pa.memory_map(str(folder / shard["file"]))
+        column = pa.ipc.open_file(source).get_batch(0).column(0)
+        shards.append(column.to_numpy(zero_copy_only=True))
+    return Split(tuple(shards), pq.read_table(folder / entry["documents"]["file"]))

@@ -1,0 +1,74 @@
+"""Validation loss: the same windows every time, all of them, under causal routing; top-k beside it at the end."""
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from lahr.model.lahr import LAHR, Routing
+from lahr.model.memory import use_metrics
+
+
+@torch.no_grad()
+def evaluate(
+    model: LAHR,
+    inputs_NT: torch.Tensor,
+    targets_NT: torch.Tensor,
+    *,
+    micro_batch: int,
+    autocast: torch.autocast,
+    bytes_per_token: float,
+    with_topk: bool,
+) -> dict[str, float]:
+    """`val_loss` in nats a token (causal routing, mean over all windows), `bits_per_byte` and the mechanisms' metrics.
+
+    `with_topk` adds `val_loss_topk` and `router_gap` (causal minus top-k) where something is routed. Every rank
+    evaluates its share of the windows and gets the whole mean.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        metrics = _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "causal")
+        if with_topk:
+            routed = any(name.startswith("mod/") for name in metrics)
+            topk = (
+                _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "topk")
+                if routed
+                else metrics
+            )
+            metrics["val_loss_topk"] = topk["val_loss"]
+            metrics["router_gap"] = metrics["val_loss"] - topk["val_loss"]
+    finally:
+        model.train(was_training)
+    metrics["bits_per_byte"] = metrics["val_loss"] / math.log(2) / bytes_per_token
+    return metrics
+
+
+def _mean_over_windows(
+    model: nn.Module,
+    inputs_NT: torch.Tensor,
+    targets_NT: torch.Tensor,
+    micro_batch: int,
+    autocast: torch.autocast,
+    routing: Routing,
+) -> dict[str, float]:
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    device = next(model.parameters()).device
+    sums: dict[str, torch.Tensor] = {}
+    memory_use: torch.Tensor | None = None
+    for rows in torch.arange(rank, len(inputs_NT), world).split(micro_batch):
+        with autocast:
+            output = model(inputs_NT[rows].to(device), targets_NT[rows].to(device), routing=routing)
+        for name, value in {"val_loss": output.lm_loss, **output.metrics}.items():
+            # Weighted by windows, so that a last smaller batch counts for what it holds.
+            sums[name] = sums.get(name, 0.0) + value.double() * len(rows)  # type: ignore[assignment]
+        if output.memory_use is not None:
+            memory_use = output.memory_use.double() + (0.0 if memory_use is None else memory_use)
+    if world > 1:
+        for value in [*sums.values(), *([] if memory_use is None else [memory_use])]:
+            dist.all_reduce(value)
+    metrics = {name: value.item() / len(inputs_NT) for name, value in sums.items()}
+    if memory_use is not None:
+        metrics.update(use_metrics(memory_use))
+    return metrics

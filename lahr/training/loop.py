@@ -1,0 +1,247 @@
+"""The training loop: one generator that trains and yields `Progress`. Whoever drives it decides what to do with it.
+
+It is the same loop for one process and for many: where `torch.distributed` is initialised, every rank runs it, the
+gradient is averaged by DistributedDataParallel, and rank 0's checkpoint is everybody's.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from lahr.config import TrialConfig
+from lahr.data import Batches, TokenData
+from lahr.files import Folder
+from lahr.model import LAHR
+from lahr.model.flops import training_flops_per_token
+from lahr.training import checkpoints
+from lahr.training.checkpoints import Checkpoint
+from lahr.training.evaluation import evaluate
+from lahr.training.optimizer import (
+    build_optimizer,
+    learning_rate,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    set_learning_rate,
+)
+from lahr.training.progress import Progress
+from lahr.training.runtime import Runtime, peak_memory_mib, require, reset_peak_memory
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """The steps after which something happens, each worked out from how often it is asked for."""
+
+    evaluate: frozenset[int]
+    checkpoint: frozenset[int]
+    record: frozenset[int]
+
+
+def milestones(config: TrialConfig) -> Milestones:
+    """Evenly spaced steps, the last of each being the trial's last."""
+
+    def spaced(count: int) -> frozenset[int]:
+        times = min(count, config.steps)
+        return frozenset(-(-config.steps * i // times) for i in range(1, times + 1))
+
+    evaluations, saves = spaced(config.train.evaluations), spaced(config.train.checkpoints)
+    return Milestones(evaluations, saves, spaced(config.train.log_points) | evaluations | saves)
+
+
+def train(
+    config: TrialConfig,
+    data: TokenData,
+    runtime: Runtime,
+    checkpoint_folder: Folder | None = None,
+    warn: list[str] | None = None,
+) -> Iterator[Progress]:
+    """Trains one trial to its end, yielding a record at every milestone.
+
+    With a `checkpoint_folder` it goes on from the newest checkpoint that holds; the records up to there are yielded
+    again first, so no curve has a hole. What was wrong with newer checkpoints is added to `warn`. A loss that is
+    not finite ends the run with a record whose status is `diverged`. Raises `ConfigError` if this machine lacks
+    what `runtime` and the precision ask for.
+    """
+    require(config, runtime)
+    run = _Run(config, data, runtime)
+    records: list[Progress] = []
+    if checkpoint_folder is not None:
+        fingerprint = config.fingerprint(data.content_hash)
+        restored, problems = _restore(checkpoint_folder, fingerprint)
+        if warn is not None:
+            warn.extend(problems)
+        if restored is not None:
+            run.load(restored)
+            records = [Progress.from_json(record) for record in restored.meta["records"]]
+            yield from records
+            if records[-1].status != "running":
+                return
+    for record in run.steps(records[-1] if records else None):
+        records.append(record)
+        save_now = run.step in run.milestones.checkpoint or record.status != "running"
+        if checkpoint_folder is not None and save_now and run.rank == 0:
+            meta = {"fingerprint": fingerprint, "records": [r.to_json() for r in records]}
+            checkpoints.save(checkpoint_folder, Checkpoint(run.step, run.tensors(), meta))
+        yield record
+
+
+def _restore(folder: Folder, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
+    """Rank 0's newest good checkpoint, on every rank: the others may not see the same disk."""
+    if not dist.is_initialized():
+        return checkpoints.newest(folder, fingerprint)
+    found = [checkpoints.newest(folder, fingerprint) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found)
+    assert found[0] is not None
+    return found[0]
+
+
+class _Run:
+    """The moving parts of one trial: weights, optimiser, position."""
+
+    def __init__(self, config: TrialConfig, data: TokenData, runtime: Runtime) -> None:
+        torch.set_num_threads(runtime.threads)
+        self.config, self.runtime = config, runtime
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.device = torch.device(runtime.device)
+        dtype = torch.float64 if config.precision == "fp64" else torch.float32
+        self.model = LAHR(config.model, seed=config.seed).to(self.device, dtype)
+        self.parallel = DistributedDataParallel(self.model) if self.world > 1 else self.model
+        self.optimizer = build_optimizer(self.model, config.train)
+        self.batches = Batches(data.train, config.train.batch_size, config.model.max_seq_len, config.seed)
+        self.validation = data.validation_blocks(config.data.validation_blocks, config.model.max_seq_len)
+        self.bytes_per_token = data.bytes_per_token
+        self.milestones = milestones(config)
+        self.flops_per_step = training_flops_per_token(config.model) * config.tokens_per_step
+        self.step = 0
+        self.pairing = ""
+        torch.manual_seed(config.seed)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of matrix products inside it."""
+        wanted = self.config.precision == "bf16"
+        return torch.autocast(self.runtime.device, dtype=torch.bfloat16, enabled=wanted)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Everything a later start needs, but for the position, which is the step."""
+        weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        random = {"random.cpu": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            random["random.cuda"] = torch.cuda.get_rng_state()
+        return {**weights, **optimizer_tensors(self.optimizer), **random}
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Goes to where `checkpoint` was taken."""
+        tensors = checkpoint.tensors
+        self.model.load_state_dict(
+            {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
+        )
+        load_optimizer_tensors(self.optimizer, tensors)
+        torch.set_rng_state(tensors["random.cpu"])
+        if self.device.type == "cuda" and "random.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["random.cuda"])
+        self.step = checkpoint.step
+
+    def steps(self, last: Progress | None) -> Iterator[Progress]:
+        """Steps to the end, a record at each milestone; `last` is the record to go on from."""
+        reset_peak_memory(self.runtime.device)
+        self.pairing = last.pairing if last else ""
+        seconds, since = (last.seconds if last else 0.0), self.step
+        losses = torch.zeros((), dtype=torch.float64, device=self.device)
+        while self.step < self.config.steps:
+            started = time.perf_counter()
+            grad_norm = torch.zeros(())
+            while True:
+                loss, grad_norm = self._step()
+                losses += loss
+                if self.step in self.milestones.record:
+                    break
+            mean_loss = self._mean_over_ranks(losses) / (self.step - since)
+            took = time.perf_counter() - started  # reading the loss has waited for the device
+            seconds += took
+            metrics = {
+                "train_loss": mean_loss,
+                "lr": self._rate(self.step - 1),
+                "grad_norm": float(grad_norm),
+                "tokens_per_second": (self.step - since) * self.config.tokens_per_step / took,
+            }
+            diverged = not math.isfinite(mean_loss)
+            final = diverged or self.step == self.config.steps
+            if not diverged and self.step in self.milestones.evaluate:
+                metrics.update(self._evaluate(final))
+                diverged = not math.isfinite(metrics["val_loss"])
+            if final or diverged:
+                metrics["peak_memory_mib"] = peak_memory_mib(self.runtime.device)
+            yield Progress(
+                step=self.step,
+                tokens=self.step * self.config.tokens_per_step,
+                flops=self.step * self.flops_per_step,
+                seconds=seconds,
+                metrics=metrics,
+                pairing=self.pairing,
+                status="diverged" if diverged else "finished" if final else "running",
+            )
+            if diverged:
+                return
+            losses.zero_()
+            since = self.step
+
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.config.train, step, self.config.steps)
+
+    def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """One optimiser step: this rank's mean loss, and the norm of the whole gradient."""
+        ids = self.batches.block_ids(self.step)
+        self.pairing = hashlib.sha256(self.pairing.encode() + ids.tobytes()).hexdigest()[:16]
+        inputs_BT, targets_BT = self.batches.batch(self.step, self.rank, self.world)
+        set_learning_rate(self.optimizer, self._rate(self.step))
+        micro = self.runtime.micro_batch or len(inputs_BT)
+        parts = list(zip(inputs_BT.split(micro), targets_BT.split(micro), strict=True))
+        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        router_logits = []
+        for i, (part_inputs_BT, part_targets_BT) in enumerate(parts):
+            if self.world > 1:
+                self.parallel.require_backward_grad_sync = i == len(parts) - 1  # average once, after the last part
+            with self.autocast():
+                output = self.parallel(part_inputs_BT.to(self.device), part_targets_BT.to(self.device))
+            (output.loss / len(parts)).backward()
+            loss += output.lm_loss.detach() / len(parts)
+            if output.predictor_logits_LBT is not None:
+                router_logits.append(output.predictor_logits_LBT)
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if router_logits:
+            self.model.observe(self._from_all_ranks(torch.cat(router_logits, dim=1)))
+        self.step += 1
+        return loss, grad_norm
+
+    def _from_all_ranks(self, logits_LBT: torch.Tensor) -> torch.Tensor:
+        """The logits of the whole batch: a quantile of parts is not the part of a quantile."""
+        if self.world == 1:
+            return logits_LBT
+        gathered = [torch.empty_like(logits_LBT) for _ in range(self.world)]
+        dist.all_gather(gathered, logits_LBT.contiguous())
+        return torch.cat(gathered, dim=1)
+
+    def _mean_over_ranks(self, value: torch.Tensor) -> float:
+        if self.world > 1:
+            value = value / self.world
+            dist.all_reduce(value)
+        return value.item()
+
+    def _evaluate(self, final: bool) -> dict[str, float]:
+        inputs_NT, targets_NT = self.validation
+        return evaluate(
+            self.model,
+            inputs_NT,
+            targets_NT,
+            micro_batch=self.runtime.micro_batch or self.config.train.batch_size,
+            autocast=self.autocast(),
+            bytes_per_token=self.bytes_per_token,
+            with_topk=final,
+        )

@@ -1,0 +1,78 @@
+"""AdamW in its parameter groups, and the learning rate as a pure function of the step."""
+
+import math
+
+import torch
+from torch import nn
+
+from lahr.config import TrainConfig
+
+VALUES_RATE = 10 / 3
+"""The memory's values learn faster (Memory Layers at Scale, Berges et al. 2024; Lample et al. 2019)."""
+
+
+def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter 2019) over three groups: matrices, the rest without decay, memory values.
+
+    Each group carries `scale`, what its rate is of the schedule's, and `names`, its parameters' names.
+    """
+    matrices: list[str] = []
+    others: list[str] = []
+    values: list[str] = []
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        if name.endswith("memory.values"):
+            values.append(name)
+        elif parameter.ndim >= 2 and "embedding" not in name:
+            matrices.append(name)
+        else:
+            others.append(name)
+    return torch.optim.AdamW(
+        [
+            {"params": [parameters[name] for name in names], "names": names, "weight_decay": decay, "scale": scale}
+            for names, decay, scale in (
+                (matrices, config.weight_decay, 1.0),
+                (others, 0.0, 1.0),
+                (values, 0.0, VALUES_RATE),
+            )
+            if names
+        ],
+        lr=config.lr,
+        betas=(config.beta1, config.beta2),
+        fused=True,
+    )
+
+
+def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
+    """The rate of step `step` (from 0) of `steps`: a linear rise over the warm-up, then a cosine to `final_lr`."""
+    warmup = min(round(config.warmup * steps), steps - 1)
+    if step < warmup:
+        return config.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, steps - warmup)
+    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives every group its share of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["scale"]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as `optimizer.<parameter>.<what>` → tensor."""
+    return {
+        f"optimizer.{name}.{what}": value
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for what, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    """Puts back what `optimizer_tensors` gave; `KeyError` if a parameter's moments are missing."""
+    for group in optimizer.param_groups:
+        for name, parameter in zip(group["names"], group["params"], strict=True):
+            optimizer.state[parameter] = {
+                what: tensors[f"optimizer.{name}.{what}"].to(parameter.device)
+                for what in ("step", "exp_avg", "exp_avg_sq")
+            }

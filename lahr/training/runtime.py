@@ -1,0 +1,94 @@
+"""How a trial is executed, decided once for a whole sweep by the driver, and what this machine can do."""
+
+import os
+import resource
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from lahr.config import ConfigError, Precision, TrialConfig, check
+
+_LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
+"""Room for one forward pass's logits with their gradient, which is what grows first with the batch."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Where and how wide a trial runs. It stands in `design.json`, so that a later start runs the same."""
+
+    device: Literal["cpu", "cuda"] = "cpu"
+    workers: int = 1
+    """Processes of one trial (data parallel)."""
+    threads: int = 1
+    """Threads of each of them."""
+    micro_batch: int = 0
+    """Windows in one forward pass of one worker; 0 takes the worker's whole share of the batch."""
+
+    def __post_init__(self) -> None:
+        check(self.workers >= 1, f"workers is {self.workers}; it must be at least 1")
+        check(self.threads >= 1, f"threads is {self.threads}; it must be at least 1")
+        check(self.micro_batch >= 0, f"micro_batch is {self.micro_batch}; it must be 0 or more")
+
+
+def has_bf16(device: str) -> bool:
+    """Whether `device` multiplies bf16 matrices in hardware; in software they are slower than fp32."""
+    if device == "cuda":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_precision(device: str) -> Precision:
+    """bf16 where the hardware has it, else fp32."""
+    return "bf16" if has_bf16(device) else "fp32"
+
+
+def choose_micro_batch(config: TrialConfig, device: str, workers: int) -> int:
+    """The most windows of a worker's share whose logits fit, out of its divisors."""
+    batch = config.train.batch_size
+    check(
+        batch % workers == 0,
+        f"train.batch_size is {batch}, which {workers} workers cannot share evenly; "
+        f"give a multiple of {workers} or change the workers",
+    )
+    share = batch // workers
+    window_bytes = config.model.max_seq_len * config.model.vocab_size * 4 * 3
+    fitting = [n for n in range(1, share + 1) if share % n == 0 and n * window_bytes <= _LOGITS_BYTES[device]]
+    return max(fitting, default=1)
+
+
+def require(config: TrialConfig, runtime: Runtime) -> None:
+    """Raises `ConfigError` if this machine cannot run what was decided for the sweep."""
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "this sweep was decided to run on CUDA and this worker has no GPU; run it where there is one"
+        )
+    if config.precision == "bf16" and not has_bf16(runtime.device):
+        raise ConfigError(
+            f"this sweep was decided to run in bf16, and this worker's {runtime.device} has none in hardware; "
+            "run it on such machines, or start a new sweep with --precision fp32"
+        )
+
+
+def reset_peak_memory(device: str) -> None:
+    """Starts a new measurement of the peak, for this trial alone (on Linux; elsewhere it is the process's)."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    elif os.access("/proc/self/clear_refs", os.W_OK):
+        try:
+            with open("/proc/self/clear_refs", "w") as file:
+                file.write("5")
+        except OSError:
+            return  # a sandbox may forbid it; the figure is then the process's peak, never too small
+
+
+def peak_memory_mib(device: str) -> float:
+    """Peak memory since `reset_peak_memory`: the GPU's allocations, or the process's resident set."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
+    if os.path.exists("/proc/self/status"):
+        with open("/proc/self/status") as file:
+            for line in file:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -1,0 +1,39 @@
+"""How long a step takes here: a few real steps, timed. An estimate for plans, not a benchmark."""
+
+import time
+
+import torch
+
+from lahr.config import TrialConfig
+from lahr.model import LAHR
+from lahr.training.optimizer import build_optimizer
+from lahr.training.runtime import Runtime
+
+
+def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> float:
+    """Seconds that the trial's training and evaluations would take on this machine, from the best of `steps` steps.
+
+    Timed on random tokens with one window at least and at most four, and scaled to the whole batch and to all
+    workers; evaluation is counted as a third of a training step's work for the same tokens.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(runtime.threads)
+    windows = min(4, config.train.batch_size)
+    model = LAHR(config.model, seed=0).to(runtime.device)
+    optimizer = build_optimizer(model, config.train)
+    tokens_BT = torch.randint(config.model.vocab_size, (windows, config.model.max_seq_len), device=runtime.device)
+    best = float("inf")
+    for _ in range(1 + steps):  # the first one also pays for allocation
+        started = time.perf_counter()
+        with torch.autocast(runtime.device, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
+            loss = model(tokens_BT, tokens_BT).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        loss.item()  # waits for the device
+        best = min(best, time.perf_counter() - started)
+    torch.set_num_threads(threads)
+    seconds_per_token = best / tokens_BT.numel()
+    trained = config.steps * config.tokens_per_step
+    evaluated = config.train.evaluations * config.data.validation_blocks * config.model.max_seq_len
+    return seconds_per_token * (trained + evaluated / 3) / runtime.workers

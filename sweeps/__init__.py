@@ -1,0 +1,1 @@
+"""Experiments on LAHR: designs, their scheduling, their analysis and their reports."""

@@ -1,0 +1,112 @@
+"""Comparisons of cells with `base`: the second family, ratios of cost, and who diverged.
+
+The second family asks what a paper claims: each cell minus `base`, the full model minus `base`, and the synergy, full
+minus base minus the sum of the single mechanisms' own differences. It is adjusted on its own, with the rule of
+`effects`: the larger of the blocked and the seed-wise p, then Holm.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lahr.config import check
+from sweeps.analysis.effects import FACTORS, blocks_by_cell, contrasts, corner_cells, fit, holm, paired_p
+
+SYNERGY = "synergy"
+CELL_ORDER_LAST = 1_000
+
+
+def cells_in_order(cells: Sequence[str], factors: Sequence[str] = FACTORS) -> list[str]:
+    """`cells` without repeats, the corners first in the order of their effects, then further levels by name."""
+    order = {cell: place for place, cell in enumerate(corner_cells(factors))}
+    return sorted(set(cells), key=lambda cell: (order.get(cell, CELL_ORDER_LAST), cell))
+
+
+def second_family(trials: pd.DataFrame, factors: Sequence[str] = FACTORS, metric: str = "val_loss") -> pd.DataFrame:
+    """Each cell minus `base`, and the synergy: term, estimate, both 95 % intervals, p's, p_adjusted, blocks.
+
+    Only blocks whose corner cells are all finished enter, and of those, for a cell with further levels, the ones
+    that have it. The blocked error pools the residual of the corner cells, as in `effects`. Empty without `base`.
+    """
+    wide, _ = blocks_by_cell(trials, metric)
+    corners = corner_cells(factors)
+    wide = wide.reindex(columns=cells_in_order([*wide.columns, *corners], factors)).dropna(subset=corners)
+    weights = {cell: {cell: 1.0, "base": -1.0} for cell in wide.columns if cell != "base"}
+    if len(factors) > 1:
+        singles = dict.fromkeys(factors, -1.0)
+        weights[SYNERGY] = {corners[-1]: 1.0, "base": len(factors) - 1.0, **singles}
+    sigma = math.nan
+    if len(wide):
+        sigma = float(fit(contrasts(wide[corners].to_numpy(float), factors))["sigma"])
+    freedom = (len(corners) - 1) * (len(wide) - 1)
+    rows = []
+    for term, weight in weights.items():
+        difference = wide[list(weight)].dropna().to_numpy(float) @ np.array(list(weight.values()))
+        n = len(difference)
+        mean = float(difference.mean()) if n else math.nan
+        row: dict[str, Any] = {"term": term, "estimate": mean, "blocks": n}
+        spread = float(difference.std(ddof=1)) if n > 1 else math.nan
+        norm = math.sqrt(sum(w * w for w in weight.values()))
+        for name, deviation, df in (("blocked", sigma * norm, freedom), ("seedwise", spread, n - 1)):
+            error = deviation / math.sqrt(n) if n > 1 else math.nan
+            half = float(stats.t.isf(0.025, df)) * error
+            row |= {f"{name}_low": mean - half, f"{name}_high": mean + half}
+            row[f"p_{name}"] = float(paired_p(np.array(mean), np.array(error), df)) if n > 1 else math.nan
+        row["p"] = max(row["p_blocked"], row["p_seedwise"])
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    table["p_adjusted"] = holm(table["p"].to_numpy())
+    return table
+
+
+def ratios(
+    trials: pd.DataFrame, columns: Sequence[str] = ("tokens_per_second", "flops"), factors: Sequence[str] = FACTORS
+) -> pd.DataFrame:
+    """Each cell over `base`, paired by seed: measure, cell, ratio (geometric mean), low, high (95 %), seeds.
+
+    Analysed as logs. Finished trials only; the interval is NaN with fewer than two shared seeds.
+    """
+    finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
+    rows = []
+    for column in columns:
+        check(column in finished, f"the table of trials has no column {column!r}")
+        wide = finished.pivot(index="seed", columns="cell", values=column).astype(float).apply(np.log)
+        if "base" not in wide:
+            continue
+        for cell in cells_in_order([str(c) for c in wide.columns if c != "base"], factors):
+            logs = (wide[cell] - wide["base"]).dropna().to_numpy()
+            if not len(logs):
+                continue
+            n = len(logs)
+            half = stats.t.isf(0.025, n - 1) * logs.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
+            middle, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+            rows.append({"measure": column, "cell": cell, "ratio": middle, "low": low, "high": high, "seeds": n})
+    return pd.DataFrame(rows, columns=["measure", "cell", "ratio", "low", "high", "seeds"])
+
+
+def divergences(trials: pd.DataFrame, metric: str = "val_loss", factors: Sequence[str] = FACTORS) -> pd.DataFrame:
+    """Diverged trials by cell: cell, diverged, trials, p against `base` (exact, paired), p_adjusted (Holm).
+
+    The test is McNemar's, exact: of the seeds on which just one of the two diverged, how many were the cell's.
+    """
+    _, bad = blocks_by_cell(trials, metric)
+    seeds = {cell: set(group["seed"]) for cell, group in trials.groupby("cell")}
+    lost = {cell: {seed for name, seed in bad if name == cell} for cell in seeds}
+    rows = []
+    for cell in cells_in_order([str(c) for c in seeds], factors):
+        shared = seeds[cell] & seeds.get("base", set())
+        mine, its = (
+            len((lost[cell] - lost.get("base", set())) & shared),
+            len((lost.get("base", set()) - lost[cell]) & shared),
+        )
+        p = math.nan
+        if cell != "base" and shared:
+            p = float(stats.binomtest(mine, mine + its).pvalue) if mine + its else 1.0
+        rows.append({"cell": cell, "diverged": len(lost[cell]), "trials": len(seeds[cell]), "p": p})
+    table = pd.DataFrame(rows, columns=["cell", "diverged", "trials", "p"])
+    table["p_adjusted"] = holm(table["p"].to_numpy(float))
+    return table

@@ -1,0 +1,1 @@
+"""What a sweep is (design), what it has (results) and how it runs (schedule)."""

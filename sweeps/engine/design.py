@@ -1,0 +1,173 @@
+"""A design as a value: factors, cells, seed blocks and trials, to print, hash, compare and extend.
+
+A full factorial of factors with an off level and one or more on levels. A cell is named by what is on: `base`,
+`mod`, `mod+latent`. The first on level gives the corner of the 2^k factorial; a further one is named with its
+value, `mod=0.25+latent`, and stands beside the corners. Seeds are blocks: every cell runs every seed.
+"""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from lahr.config import TrialConfig, canonical_json, check, from_dict, with_levels
+from lahr.model.flops import parameter_counts, training_flops_per_token
+
+Level = float | int
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Something varied: a field of the model, off at one value and on at one or more."""
+
+    name: str
+    field: str
+    off: Level
+    on: tuple[Level, ...]
+
+    def __post_init__(self) -> None:
+        check(bool(self.on), f"factor {self.name} has no on level; give at least one value of {self.field}")
+        levels = (self.off, *self.on)
+        check(
+            len(set(levels)) == len(levels),
+            f"factor {self.name} has the levels {', '.join(map(str, levels))}; each must be given once, "
+            f"and {self.off} is the one that turns it off",
+        )
+
+    def label(self, level: Level) -> str:
+        """What a cell's name says of this factor at that level; empty when it is off."""
+        if level == self.off:
+            return ""
+        return self.name if level == self.on[0] else f"{self.name}={level:g}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One combination of levels."""
+
+    name: str
+    levels: Mapping[str, Level]
+    """Field → level, for every factor."""
+    on: Mapping[str, bool]
+    """Factor's name → whether it is on."""
+    corner: bool
+    """Whether every factor that is on is at its first on level: the cell belongs to the 2^k factorial."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One cell at one seed."""
+
+    id: str
+    cell: str
+    seed: int
+    levels: Mapping[str, Level]
+    config: TrialConfig
+    flops: float
+    """Training FLOPs of the whole trial, by the closed form."""
+
+
+@dataclass(frozen=True)
+class Design:
+    """Factors, levels and the configuration they vary. Seeds extend it and are not part of its identity."""
+
+    factors: tuple[Factor, ...]
+    config: TrialConfig
+    """Every factor off; the seed in it is not used."""
+    content_hash: str
+    """Of the data's tokens."""
+    seeds: int
+    """Seed blocks, numbered from 0."""
+
+    def __post_init__(self) -> None:
+        check(self.seeds >= 1, f"--seeds is {self.seeds}; give at least 1 (5 see large effects, 8 support a claim)")
+        self.cells()  # every combination must be a valid model
+
+    def cells(self) -> tuple[Cell, ...]:
+        """All combinations, `base` first, the corners of one factor before those of two."""
+        combinations = itertools.product(*[(factor.off, *factor.on) for factor in self.factors])
+        cells = [self._cell(levels) for levels in combinations]
+        order = [factor.name for factor in self.factors]
+        return tuple(
+            sorted(cells, key=lambda c: (not c.corner, sum(c.on.values()), [not c.on[name] for name in order]))
+        )
+
+    def _cell(self, levels: tuple[Level, ...]) -> Cell:
+        chosen = list(zip(self.factors, levels, strict=True))
+        by_field = {factor.field: level for factor, level in chosen}
+        with_levels(self.config.model, by_field)
+        return Cell(
+            name="+".join(label for factor, level in chosen if (label := factor.label(level))) or "base",
+            levels=by_field,
+            on={factor.name: level != factor.off for factor, level in chosen},
+            corner=all(level in (factor.off, factor.on[0]) for factor, level in chosen),
+        )
+
+    def trials(self) -> tuple[Trial, ...]:
+        """Every cell at every seed, block by block."""
+        return tuple(self._trial(cell, seed) for seed in range(self.seeds) for cell in self.cells())
+
+    def _trial(self, cell: Cell, seed: int) -> Trial:
+        config = replace(self.config, model=with_levels(self.config.model, cell.levels), seed=seed)
+        tokens = config.steps * config.tokens_per_step
+        return Trial(
+            id=f"{cell.name}-s{seed}-{config.fingerprint(self.content_hash)}",
+            cell=cell.name,
+            seed=seed,
+            levels=cell.levels,
+            config=config,
+            flops=training_flops_per_token(config.model) * tokens,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """What makes it this design: factors, levels, configuration and data; not seeds, paths or machine."""
+        config = asdict(replace(self.config, seed=0))
+        del config["data"]["corpus"], config["data"]["text_column"]
+        return {"factors": [asdict(factor) for factor in self.factors], "config": config, "data": self.content_hash}
+
+    def digest(self) -> str:
+        """Twelve hex digits of the identity."""
+        return hashlib.sha256(canonical_json(self.identity()).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, to stand in `design.json`."""
+        return {
+            "factors": [asdict(factor) for factor in self.factors],
+            "config": asdict(self.config),
+            "content_hash": self.content_hash,
+            "seeds": self.seeds,
+        }
+
+    @staticmethod
+    def from_dict(values: Mapping[str, Any]) -> "Design":
+        """The inverse of `to_dict`."""
+        factors = tuple(Factor(**{**factor, "on": tuple(factor["on"])}) for factor in values["factors"])
+        config = from_dict(TrialConfig, values["config"])
+        return Design(factors, config, values["content_hash"], values["seeds"])
+
+
+def differences(ours: Design, theirs: Design) -> list[str]:
+    """What two designs' identities disagree on, a line each: `field: ours, theirs`."""
+    ours_flat, theirs_flat = _flat(ours.identity()), _flat(theirs.identity())
+    return [
+        f"{name}: {json.dumps(ours_flat.get(name))} here, {json.dumps(theirs_flat.get(name))} there"
+        for name in sorted({*ours_flat, *theirs_flat})
+        if ours_flat.get(name) != theirs_flat.get(name)
+    ]
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, part in value.items() for k, v in _flat(part, f"{name}.{key}" if name else key).items()}
+
+
+def parameters(trial: Trial) -> dict[str, int]:
+    """Parameters of the trial's model: in all, and without the embedding."""
+    counts = parameter_counts(trial.config.model)
+    return {
+        "parameters": counts["total"],
+        "parameters_without_embeddings": counts["total"] - counts["embedding"],
+    }

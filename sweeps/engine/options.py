@@ -1,0 +1,142 @@
+"""The command line of a study over LAHR's three factors, and what it resolves to before anything starts."""
+
+import os
+import re
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from lahr.config import DataConfig, ModelConfig, Preset, TrainConfig, TrialConfig, check
+from lahr.files import Folder
+from lahr.model.flops import parameter_counts
+from sweeps.engine.design import Design, Factor
+
+Command = Literal["run", "plan", "status", "report"]
+_OFF = {"mod_capacity": 1.0, "latent_iterations": 0, "memory_slots": 0}
+_OPTION = {"mod_capacity": "--capacity", "latent_iterations": "--iterations", "memory_slots": "--slots"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """Mixture-of-Depths × latent reasoning × memory, each on or off, in seed blocks."""
+
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    command: tyro.conf.Positional[Command] = "run"
+    """`run` starts or carries on; `plan` prints what it would cost and could detect; `status`; `report`."""
+    preset: str = "quick"
+    """smoke, quick, small, paper or base: sizes and defaults of everything below."""
+    seeds: int = 5
+    """Seed blocks: every cell runs each of them. A larger number than before adds blocks."""
+    capacity: tuple[float, ...] = (0.125,)
+    """Mixture-of-Depths capacities when it is on; the first is the factorial's, others are levels beside it."""
+    iterations: tuple[int, ...] = (4,)
+    """Latent iterations when they are on, likewise."""
+    slots: tuple[int, ...] = (4096,)
+    """Memory slots when it is on, likewise; square numbers."""
+    smallest_effect: float | None = None
+    """Smallest effect of interest in nats, declared beforehand: only with it can a verdict be "no effect"."""
+    results: str = "results"
+    """Folder of all sweeps: a path or a URI such as s3://bucket/results."""
+    name: str | None = None
+    """This sweep's folder below it; by default the preset and the corpus."""
+    reuse: tuple[str, ...] = ()
+    """Other sweeps' folders; finished trials of the same id are taken from them."""
+    address: str | None = None
+    """A running Ray cluster (`auto`, host:port); by default RAY_ADDRESS, else one is started on this machine."""
+    workers: int = 1
+    """Processes of one trial (data parallel)."""
+    threads: int = 1
+    """Threads of each process on a CPU."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where trials run; `auto` takes GPUs where the cluster has some."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Type of matrix products; `auto` takes bf16 where the hardware has it."""
+    cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")
+    """Where prepared data lies on each machine."""
+
+    def __post_init__(self) -> None:
+        for field, off in _OFF.items():
+            given = getattr(self.model, field)
+            check(
+                given == off,
+                f"model.{field} is {given}, but it is a factor of this study; give its level with {_OPTION[field]}",
+            )
+        check(self.workers >= 1, f"--workers is {self.workers}; it must be at least 1")
+        check(self.threads >= 1, f"--threads is {self.threads}; it must be at least 1")
+        check(
+            self.train.batch_size % self.workers == 0,
+            f"train.batch_size is {self.train.batch_size}, which --workers {self.workers} cannot share evenly",
+        )
+        check(
+            self.smallest_effect is None or self.smallest_effect > 0,
+            f"--smallest-effect is {self.smallest_effect}; it is a size in nats, above 0",
+        )
+        self.design(TrialConfig(self.model, self.data, self.train), "")
+
+    @staticmethod
+    def of(name: str, preset: Preset) -> "Options":
+        """A preset's options."""
+        return Options(
+            model=preset.model,
+            data=preset.data,
+            train=preset.train,
+            preset=name,
+            seeds=2 if name == "smoke" else 5,
+            capacity=(float(preset.on["mod_capacity"]),),
+            iterations=(int(preset.on["latent_iterations"]),),
+            slots=(int(preset.on["memory_slots"]),),
+        )
+
+    def factors(self) -> tuple[Factor, ...]:
+        """The three factors at the levels that were asked for."""
+        return (
+            Factor("mod", "mod_capacity", _OFF["mod_capacity"], self.capacity),
+            Factor("latent", "latent_iterations", _OFF["latent_iterations"], self.iterations),
+            Factor("memory", "memory_slots", _OFF["memory_slots"], self.slots),
+        )
+
+    def design(self, config: TrialConfig, content_hash: str) -> Design:
+        """The design of these options on that data."""
+        return Design(self.factors(), replace(config, seed=0), content_hash, self.seeds)
+
+    @property
+    def sweep_name(self) -> str:
+        """The sweep's folder name."""
+        corpus = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data.corpus.rstrip("/")).name.split(".")[0]).strip("-.")
+        return self.name or f"{self.preset}-{corpus or 'corpus'}"
+
+    @property
+    def cache_folder(self) -> Path:
+        """Where prepared data lies on this machine."""
+        return Path(self.cache).expanduser().resolve()
+
+    def command_line(self, command: Command) -> str:
+        """How to give this sweep another command, for messages."""
+        words = ["python sweeps/factorial.py", command, "--preset", self.preset]
+        words += [] if self.data.corpus == "stories" else ["--data", self.data.corpus]
+        words += [] if self.results == "results" else ["--results", self.results]
+        words += [] if self.name is None else ["--name", self.name]
+        return " ".join(words)
+
+
+def check_room(design: Design, pending: int, folder: Folder) -> None:
+    """`ConfigError` if the disk has too little room for the pending trials' checkpoints."""
+    if not folder.is_local or not pending:
+        return
+    largest = max(parameter_counts(trial.config.model)["total"] for trial in replace(design, seeds=1).trials())
+    need = pending * largest * 12 * 3  # weights and two moments in fp32; two are kept while a third is written
+    place = Path(folder.uri)
+    while not place.exists():
+        place = place.parent
+    check(os.access(place, os.W_OK), f"{place} cannot be written to; give --results a folder of yours")
+    free = shutil.disk_usage(place).free
+    check(
+        free >= need,
+        f"the checkpoints of {pending} trials may take {need / 2**30:.1f} GiB and {place} has {free / 2**30:.1f} GiB "
+        "free; make room or give --results another place",
+    )

@@ -1,0 +1,221 @@
+"""The results folder: what a sweep decided, which trials are finished, and one table of them.
+
+    design.json                     factors, levels, seeds, what was decided once, versions, commit, machine
+    trials/<id>/config.json         everything needed to run this trial again
+                metrics.parquet     one row a progress record
+                result.json         written last and whole: its presence means finished
+                failure.json        why the last start gave it up, instead of a result
+    checkpoints/<id>/step-N/        written by the workers
+    trials.parquet                  one row a finished trial
+
+Nothing here trains; a `Recorder` is the observer that writes trials as they end.
+"""
+
+import io
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from lahr.config import ConfigError, check, from_dict
+from lahr.files import Folder
+from lahr.training.progress import Progress
+from lahr.training.runtime import Runtime
+from sweeps.engine.design import Design, Trial, differences, parameters
+
+FIRST_COLUMNS = ("trial", "cell", "seed", "status", "val_loss")
+
+
+@dataclass(frozen=True)
+class Results:
+    """One sweep's folder."""
+
+    folder: Folder
+
+    @staticmethod
+    def at(results: str, name: str) -> "Results":
+        """The folder `name` below `results` (a path or URI). `ConfigError` for a name that could leave it."""
+        check(
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]*", name) is not None,
+            f"--name is {name!r}; use letters, digits, '.', '_', '-', '+' or '=', starting with a letter or digit",
+        )
+        return Results(Folder.at(results).child(name))
+
+    @property
+    def checkpoints(self) -> Folder:
+        """Where workers keep each trial's checkpoints."""
+        return self.folder.child("checkpoints")
+
+    def exists(self) -> bool:
+        """Whether a sweep was begun here."""
+        return self.folder.exists("design.json")
+
+    def header(self) -> dict[str, Any]:
+        """All of `design.json`. `ConfigError` if there is none or it cannot be read."""
+        check(
+            self.exists(),
+            f"there is no sweep at {self.folder.uri}; run one first, or give --results and --name of one",
+        )
+        try:
+            return self.folder.read_json("design.json")
+        except ValueError as error:
+            raise ConfigError(
+                f"{self.folder.path('design.json')} is damaged ({error}); restore or remove it"
+            ) from error
+
+    def design(self) -> Design:
+        """The design that was run here."""
+        return Design.from_dict(self.header()["design"])
+
+    def runtime(self) -> Runtime:
+        """What was decided once about execution."""
+        return from_dict(Runtime, self.header()["runtime"])
+
+    def begin(self, design: Design, runtime: Runtime, about: Mapping[str, Any]) -> None:
+        """Writes `design.json`, or extends its seeds. `ConfigError` if another design stands here."""
+        if self.exists():
+            self.check_same(design)
+            header = self.header()
+            header["design"]["seeds"] = max(design.seeds, header["design"]["seeds"])
+        else:
+            header = {**about, "runtime": asdict(runtime), "digest": design.digest(), "design": design.to_dict()}
+        self.folder.write_json("design.json", header)
+
+    def check_same(self, design: Design) -> None:
+        """`ConfigError` if another design stands here; seeds are no part of what is compared."""
+        found = differences(design, self.design())
+        check(
+            not found,
+            f"{self.folder.uri} holds another design ({'; '.join(found[:3])}"
+            f"{f'; and {len(found) - 3} more' if len(found) > 3 else ''}); give --name another name",
+        )
+
+    def finished(self) -> set[str]:
+        """Ids of the trials that have a result (finished or diverged)."""
+        return {name for name in self.folder.names("trials") if self.folder.exists(f"trials/{name}/result.json")}
+
+    def pending(self, design: Design) -> list[Trial]:
+        """The design's trials without a result, block by block."""
+        finished = self.finished()
+        return [trial for trial in design.trials() if trial.id not in finished]
+
+    def take_over(self, other: "Results", design: Design) -> int:
+        """Copies finished trials of the same id from another sweep; how many."""
+        taken = [trial for trial in self.pending(design) if trial.id in other.finished()]
+        for trial in taken:
+            # The result last: its presence means that the rest is there.
+            for name in ("config.json", "metrics.parquet", "result.json"):
+                self.folder.write(f"trials/{trial.id}/{name}", other.folder.read(f"trials/{trial.id}/{name}"))
+        return len(taken)
+
+    def failures(self, design: Design) -> list[dict[str, Any]]:
+        """Trials that the last start gave up, with the reason."""
+        found = []
+        for trial in self.pending(design):
+            if self.folder.exists(f"trials/{trial.id}/failure.json"):
+                error = self.folder.read_json(f"trials/{trial.id}/failure.json")["error"]
+                found.append({"trial": trial.id, "cell": trial.cell, "seed": trial.seed, "error": error})
+        return found
+
+    def table(self, design: Design) -> pd.DataFrame:
+        """One row a trial of the design that has a result: `trial, cell, seed, status, val_loss`, then the rest."""
+        cells = {cell.name: cell for cell in design.cells()}
+        finished = self.finished()
+        rows = []
+        for trial in design.trials():
+            if trial.id in finished:
+                cell = cells[trial.cell]
+                result = self.folder.read_json(f"trials/{trial.id}/result.json")
+                rows.append({**result, **cell.on, "corner": cell.corner, **cell.levels})
+        frame = pd.DataFrame(rows, columns=None if rows else list(FIRST_COLUMNS))
+        frame["val_loss"] = frame["val_loss"].astype(float)
+        return frame[[*FIRST_COLUMNS, *(name for name in frame.columns if name not in FIRST_COLUMNS)]]
+
+    def curves(self, trials: Iterable[str]) -> dict[str, pd.DataFrame]:
+        """Trial id → its progress records, one row a step."""
+        return {
+            trial: pd.read_parquet(io.BytesIO(self.folder.read(f"trials/{trial}/metrics.parquet")))
+            for trial in trials
+        }
+
+    def write_table(self, design: Design) -> None:
+        """Writes `trials.parquet`."""
+        self.folder.write("trials.parquet", _parquet(self.table(design)))
+
+
+class Recorder:
+    """The observer that keeps a sweep's results."""
+
+    def __init__(self, results: Results, design: Design) -> None:
+        self._results, self._design = results, design
+        self._rows: dict[str, list[Progress]] = {}
+
+    def started(self, trial: Trial) -> None:
+        """Writes the trial's configuration; an earlier failure no longer stands."""
+        self._results.folder.write_json(f"trials/{trial.id}/config.json", _described(trial))
+        self._results.folder.remove(f"trials/{trial.id}/failure.json")
+        self._rows[trial.id] = []
+
+    def progressed(self, trial: Trial, rows: Sequence[Progress]) -> None:
+        """Keeps the records until the trial ends."""
+        self._rows[trial.id].extend(rows)
+
+    def finished(self, trial: Trial, result: Mapping[str, Any]) -> None:
+        """Writes the curve, then the result, then the table."""
+        rows = pd.DataFrame([record.row() for record in self._rows.pop(trial.id)])
+        folder = self._results.folder
+        folder.write(f"trials/{trial.id}/metrics.parquet", _parquet(rows))
+        folder.write(
+            f"trials/{trial.id}/result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
+        )
+        self._results.write_table(self._design)
+
+    def failed(self, trial: Trial, error: str) -> None:
+        """Writes why; the trial stays pending."""
+        self._results.folder.write_json(f"trials/{trial.id}/failure.json", {"error": error})
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+
+def result_of(trial: Trial, last: Progress) -> dict[str, Any]:
+    """A trial's row, from its last record: plain values, `None` where a figure is not finite."""
+    metrics = {k: v if math.isfinite(v) else None for k, v in last.metrics.items()}
+    for name in ("train_loss", "lr", "grad_norm"):
+        metrics.pop(name, None)
+    return {
+        "trial": trial.id,
+        "cell": trial.cell,
+        "seed": trial.seed,
+        "status": last.status,
+        "val_loss": metrics.pop("val_loss", None) if last.status == "finished" else None,
+        **metrics,
+        **parameters(trial),
+        "steps": last.step,
+        "tokens": last.tokens,
+        "flops": last.flops,
+        "flops_per_token": trial.flops / (trial.config.steps * trial.config.tokens_per_step),
+        "seconds": last.seconds,
+        "tokens_per_second": last.tokens / last.seconds if last.seconds > 0 else None,
+        "pairing": last.pairing,
+    }
+
+
+def _described(trial: Trial) -> dict[str, Any]:
+    return {
+        "trial": trial.id,
+        "cell": trial.cell,
+        "seed": trial.seed,
+        "levels": dict(trial.levels),
+        "config": asdict(trial.config),
+    }
+
+
+def _parquet(frame: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    frame.to_parquet(buffer, index=False)
+    return buffer.getvalue()

@@ -1,0 +1,174 @@
+"""From options to a design on prepared data, with what is decided once: the part that every study shares."""
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lahr.config import Precision, TrialConfig, check
+from lahr.data import TokenData, prepare
+from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
+from lahr.training.timing import seconds_per_trial
+from sweeps.engine.design import Design
+from sweeps.engine.options import Options
+from sweeps.engine.results import Results
+
+_VERSIONS = ("torch", "ray", "tokenizers", "datasets", "pyarrow", "numpy", "statsmodels", "tensorboard")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A design on its data, its folder, and how its trials are executed."""
+
+    options: Options
+    design: Design
+    data: TokenData
+    results: Results
+    runtime: Runtime
+
+
+def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
+    """Prepares the data and settles device, precision and batch split: those of `design.json` if the sweep exists.
+
+    Raises `ConfigError` for data that cannot be had and for another design under the same name.
+    """
+    results = Results.at(options.results, options.sweep_name)
+    data = prepared(options, console)
+    config = TrialConfig(options.model, options.data, options.train)
+    if results.exists():
+        runtime, precision = results.runtime(), results.design().config.precision
+        for name in ("workers", "threads", "device"):
+            asked, decided = getattr(options, name), getattr(runtime, name)
+            check(
+                asked in (1, "auto", decided),
+                f"--{name} is {asked}, but {results.folder.uri} was begun with {decided}, and that is kept for all of "
+                "its trials; leave the option out, or give --name another name",
+            )
+    else:
+        device = options.device if options.device != "auto" else "cuda" if has_gpu else "cpu"
+        precision = _precision(options, device)
+        runtime = Runtime(
+            device="cuda" if device == "cuda" else "cpu",
+            workers=options.workers,
+            threads=options.threads,
+            micro_batch=choose_micro_batch(config, device, options.workers),
+        )
+    if options.precision != "auto":
+        precision = options.precision
+    design = options.design(replace(config, precision=precision), data.content_hash)
+    if results.exists():
+        results.check_same(design)
+    return Study(options, design, data, results, runtime)
+
+
+def _precision(options: Options, device: str) -> Precision:
+    if options.precision != "auto":
+        return options.precision
+    # A head without a GPU decides for workers that have one; a worker that lacks bf16 is refused and says so.
+    return "bf16" if device == "cuda" else choose_precision(device)
+
+
+def prepared(options: Options, console: Console) -> TokenData:
+    """The data, with a progress bar while it is being made."""
+    with Progress(
+        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
+    ) as bar:
+        task = bar.add_task("data", total=1.0)
+
+        def progress(what: str, fraction: float) -> None:
+            bar.update(task, description=what, completed=fraction)
+
+        return prepare(
+            options.data, options.model.vocab_size, options.model.max_seq_len, options.cache_folder, progress
+        )
+
+
+def estimated_seconds(study: Study, say: Callable[[str], None]) -> dict[str, float]:
+    """Cell → seconds a trial would take, from a few timed steps here; on a GPU cluster, from FLOPs at a guess."""
+    first_block = replace(study.design, seeds=1).trials()
+    if study.runtime.device == "cuda":
+        assumed = 1e14  # FLOP/s that a trial may reach on a current GPU; only the ratios matter for the schedule
+        return {trial.cell: trial.flops / assumed / study.runtime.workers for trial in first_block}
+    say(f"timing {len(first_block)} cells …")
+    return {trial.cell: seconds_per_trial(trial.config, study.runtime) for trial in first_block}
+
+
+def environment() -> dict[str, Any]:
+    """Versions, commit and machine, to stand in `design.json` and the report."""
+    return {
+        "made": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS),
+        "machine": f"{os.cpu_count()} cores of {_processor()}, {platform.system()}",
+        "command": " ".join(["python", *sys.argv]),
+    }
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    try:
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
+        dirty = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (not a git checkout)"
+    return head.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")
+
+
+def _processor() -> str:
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def about(study: Study, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """What stands in `design.json` beside the design and the runtime."""
+    blocks = study.design.config.data.validation_blocks
+    return {
+        "preset": study.options.preset,
+        "environment": environment(),
+        "data": {"corpus": study.data.description, "floor": study.data.floor_nats_per_token(blocks)},
+        "estimated_seconds": dict(seconds),
+    }
+
+
+def report_info(results: Results, design: Design, options: Options) -> dict[str, Any]:
+    """What a report says besides the table: the plan, the failures, the environment."""
+    header = results.header()
+    trials = design.trials()
+    finished = results.finished()
+    failures = results.failures(design)
+    failed = {failure["trial"] for failure in failures}
+    return {
+        "name": options.sweep_name,
+        "preset": header["preset"],
+        "planned": len(trials),
+        "seeds": design.seeds,
+        "failed": failures,
+        "missing": [trial.id for trial in trials if trial.id not in finished and trial.id not in failed],
+        "horizon": trials[0].config.steps * trials[0].config.tokens_per_step,
+        "equal_at": "tokens",
+        "smallest_effect": options.smallest_effect,
+        "floor": header["data"]["floor"],
+        "corpus": header["data"]["corpus"],
+        "environment": {
+            **header["environment"],
+            "precision": design.config.precision,
+            **header["runtime"],
+        },
+        "rerun": options.command_line("run"),
+    }

@@ -1,0 +1,270 @@
+"""The 2³ factorial of Mixture-of-Depths × latent reasoning × memory, in seed blocks, to a verdict.
+
+    python sweeps/factorial.py                                  run the `quick` preset, or carry on with it
+    python sweeps/factorial.py plan --preset small              trials, FLOPs, time, the smallest effect it could see
+    python sweeps/factorial.py --data text.txt --seeds 8        one's own text, more blocks
+    python sweeps/factorial.py status | report                  where it stands; the report again
+
+Data flows one way: design → pending → schedule → table → effects → report. Exit status: 0 finished, 1 some trials
+failed, 2 bad input, 130 interrupted (the same command carries on).
+"""
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from lahr.config import ConfigError, check
+from lahr.files import Folder
+from lahr.options import fail, parse
+from sweeps.analysis import power
+from sweeps.analysis.effects import estimate
+from sweeps.engine import lease, study
+from sweeps.engine.design import Design, parameters
+from sweeps.engine.options import Options, check_room
+from sweeps.engine.results import Recorder, Results
+from sweeps.reporting import event_files, report
+from sweeps.reporting.progress import ProgressTable
+from sweeps.reporting.verdict import sentences
+
+_GUESSED_SIGMA = 0.04
+"""Nats; the residual sd of half-million-token runs at about a million parameters, where a sweep has none yet."""
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; the exit status."""
+    options = parse(Options, argv, Options.of, "python sweeps/factorial.py")
+    console = Console()
+    commands = {"run": run, "plan": plan, "status": status, "report": write_report}
+    return commands[options.command](options, console)
+
+
+def run(options: Options, console: Console) -> int:
+    """Runs what is pending, then reports."""
+    from sweeps.engine import schedule  # Ray takes seconds to import, and only running needs it
+
+    others = [_other(path) for path in options.reuse]
+    sweep = study.resolve(options, console, has_gpu=False)
+    results, design = sweep.results, sweep.design
+    pending = results.pending(design)
+    check_room(design, len(pending), results.folder)
+    with lease.held(results.folder):
+        began = time.monotonic()
+        interrupted, failed = False, 0
+        if pending:
+            with schedule.connected(options.address) as cluster:
+                if cluster.gpus and options.device == "auto" and not results.exists():
+                    sweep = study.resolve(options, console, has_gpu=True)
+                    design = sweep.design
+                cluster.lanes(sweep.runtime)
+                known = results.header()["estimated_seconds"] if results.exists() else {}
+                seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
+                results.begin(design, sweep.runtime, study.about(sweep, seconds))
+                taken = sum(results.take_over(other, design) for other in others)
+                pending = results.pending(design)
+                _say_start(console, sweep, len(pending), taken, seconds, cluster.lanes(sweep.runtime))
+                observers: list[schedule.Observer] = [
+                    Recorder(results, design),
+                    ProgressTable(pending, results.table(design), console),
+                    event_files.EventFiles(_events_folder(results)),
+                ]
+                outcome = schedule.run(
+                    pending,
+                    observers,
+                    results=results,
+                    runtime=sweep.runtime,
+                    cluster=cluster,
+                    content_hash=design.content_hash,
+                    cache=str(options.cache_folder),
+                    seconds=seconds,
+                )
+                for observer in observers:
+                    observer.close()
+                interrupted, failed = outcome.interrupted, len(outcome.failed)
+        else:
+            results.begin(design, sweep.runtime, {})
+            console.print("every trial of this design is finished; writing the report again")
+        if interrupted:
+            left = len(results.pending(design))
+            console.print(f"stopped: {left} of {len(design.trials())} trials are left; finished ones are kept and ")
+            console.print(f"begun ones go on from their checkpoints with\n  {options.command_line('run')}")
+            return 130
+        _report(options, results, design, console)
+        console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
+    return 1 if failed else 0
+
+
+def plan(options: Options, console: Console) -> int:
+    """Prints what the sweep would cost and could detect; starts and writes nothing in the results."""
+    sweep = study.resolve(options, console, has_gpu=_gpu_here())
+    design, trials = sweep.design, sweep.design.trials()
+    pending = {trial.id for trial in sweep.results.pending(design)}
+    seconds = _timed(sweep, console)
+    table = Table(title=f"{options.sweep_name}: {len(trials)} trials, {len(pending)} to run")
+    for column in ("cell", "parameters", "without embedding", "tokens", "training FLOPs", "seconds (est.)"):
+        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=column == "cell")
+    for trial in replace(design, seeds=1).trials():
+        sizes = parameters(trial)
+        table.add_row(
+            trial.cell,
+            f"{sizes['parameters']:,}",
+            f"{sizes['parameters_without_embeddings']:,}",
+            f"{trial.config.steps * trial.config.tokens_per_step:,}",
+            f"{trial.flops:.3g}",
+            f"{seconds[trial.cell]:,.0f}",
+        )
+    console.print(table)
+    total = sum(seconds[trial.cell] for trial in trials if trial.id in pending)
+    lanes = max(1, (os.cpu_count() or 1) // (options.workers * options.threads))
+    flops = sum(trial.flops for trial in trials if trial.id in pending)
+    console.print(
+        f"to run: {len(pending)} trials, {flops:.3g} FLOPs, about {total / lanes / 60:.0f} minutes "
+        f"with {lanes} at a time on a machine like this one"
+    )
+    sigma, source = _sigma(sweep.results, design)
+    for blocks in sorted({options.seeds, 5, 8, 12}):
+        smallest = power.smallest_detectable(sigma, blocks)
+        mark = " ← this plan" if blocks == options.seeds else ""
+        console.print(
+            f"with {blocks:2d} seed blocks the smallest effect it can detect is {smallest:.3f} nats{mark}"
+        )
+    console.print(f"(80 % power at the strictest Holm step; σ = {sigma:.3f} nats, {source})")
+    if options.smallest_effect is not None:
+        needed = power.blocks_needed(options.smallest_effect, sigma)
+        console.print(f"an effect of {options.smallest_effect:g} nats takes {needed} blocks")
+    return 0
+
+
+def status(options: Options, console: Console) -> int:
+    """Prints where the sweep stands, cell by cell."""
+    results = Results.at(options.results, options.sweep_name)
+    design = results.design()
+    done, failures = results.table(design), results.failures(design)
+    begun = set(results.checkpoints.names())
+    waiting = {trial.id: trial.cell for trial in results.pending(design)}
+    table = Table(title=f"{results.folder.uri}: {len(done)} of {len(design.trials())} trials finished")
+    for column in ("cell", "finished", "diverged", "failed", "begun", "waiting", "validation loss, nats"):
+        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=column == "cell")
+    for cell in design.cells():
+        rows = done[done["cell"] == cell.name]
+        mine = [trial for trial, name in waiting.items() if name == cell.name]
+        losses = rows["val_loss"].dropna()
+        spread = f" ± {losses.std():.4f}" if len(losses) > 1 else ""
+        table.add_row(
+            cell.name,
+            str(int((rows["status"] == "finished").sum())),
+            str(int((rows["status"] == "diverged").sum())),
+            str(sum(failure["cell"] == cell.name for failure in failures)),
+            str(sum(trial in begun for trial in mine)),
+            str(sum(trial not in begun for trial in mine)),
+            f"{losses.mean():.4f}{spread}" if len(losses) else "–",
+        )
+    console.print(table)
+    for failure in failures:
+        console.print(f"failed: {failure['trial']}: {failure['error'].strip().splitlines()[-1]}")
+    return 0
+
+
+def write_report(options: Options, console: Console) -> int:
+    """Writes the report and the event files again, from the results folder alone."""
+    results = Results.at(options.results, options.sweep_name)
+    _report(options, results, results.design(), console)
+    return 0
+
+
+def _report(options: Options, results: Results, design: Design, console: Console) -> None:
+    trials = results.table(design)
+    check(len(trials) > 0, f"no trial in {results.folder.uri} has finished; nothing to report")
+    curves = results.curves(trials["trial"])
+    info = study.report_info(results, design, options)
+    files = report.render(trials, curves, info)
+    for name, content in files.items():
+        results.folder.write(f"report/{name}", content)
+    results.write_table(design)
+    _write_events(results, trials, curves, files)
+    effects = estimate(trials, smallest_effect=options.smallest_effect)
+    console.print()
+    for sentence in sentences(effects, info):
+        console.print(sentence, highlight=False)
+    console.print(f"\nreport:      {_shown(results, 'report/report.md')}")
+    console.print(f"figure:      {_shown(results, 'report/report.png')}")
+    console.print(f"TensorBoard: tensorboard --logdir {_shown(results, 'tensorboard')}")
+
+
+def _write_events(
+    results: Results, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], files: Mapping[str, bytes]
+) -> None:
+    with tempfile.TemporaryDirectory() as temporary:
+        made = Path(temporary)
+        event_files.write_events(made, trials, curves, files)
+        results.folder.remove("tensorboard")
+        for path in sorted(made.rglob("*")):
+            if path.is_file():
+                results.folder.write(f"tensorboard/{path.relative_to(made).as_posix()}", path.read_bytes())
+
+
+def _events_folder(results: Results) -> Path:
+    """Where curves are written while the sweep runs: event files grow, which an object store cannot do."""
+    return Path(results.folder.path("tensorboard")) if results.folder.is_local else Path(tempfile.mkdtemp())
+
+
+def _timed(sweep: study.Study, console: Console) -> dict[str, float]:
+    with console.status("") as shown:
+        return study.estimated_seconds(sweep, shown.update)
+
+
+def _say_start(
+    console: Console, sweep: study.Study, pending: int, taken: int, seconds: Mapping[str, float], lanes: int
+) -> None:
+    trials = sweep.design.trials()
+    console.print(
+        f"[bold]{sweep.options.sweep_name}[/]: {len(sweep.design.cells())} cells × {sweep.design.seeds} seeds on "
+        f"{sweep.data.description}; {pending} of {len(trials)} trials to run, {lanes} at a time, "
+        f"{sweep.design.config.precision} on {sweep.runtime.device}"
+        + (f"; {taken} taken over from other sweeps" if taken else "")
+    )
+    console.print(f"results: {_shown(sweep.results, '')}")
+
+
+def _shown(results: Results, name: str) -> str:
+    place = results.folder.path(name).rstrip("/") if results.folder.is_local else f"{results.folder.uri}/{name}"
+    return os.path.relpath(place) if results.folder.is_local else place
+
+
+def _sigma(results: Results, design: Design) -> tuple[float, str]:
+    if results.exists():
+        effects = estimate(results.table(design))
+        if len(effects.blocks) >= 3:
+            return effects.sigma, f"from the {len(effects.blocks)} blocks of this sweep"
+    return _GUESSED_SIGMA, "a guess: half-million-token runs of about a million parameters have it"
+
+
+def _other(path: str) -> Results:
+    other = Results(Folder.at(path))
+    check(other.exists(), f"--reuse {path}: there is no sweep there (no design.json)")
+    return other
+
+
+def _gpu_here() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        print("stopped; the same command carries on", file=sys.stderr)
+        sys.exit(130)

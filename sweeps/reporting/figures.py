@@ -1,0 +1,343 @@
+"""The report's figures, drawn with matplotlib and returned as PNG bytes; no file and no screen is touched.
+
+`draw` makes five: the effects as a forest, the interactions as ON/OFF lines, the paired learning curves, the loss
+against cost with its Pareto front, and all of them on one sheet (`report.png`). A cell has one colour and one marker
+everywhere (Okabe & Ito 2008, safe for colour-blind readers); a further level of a factor borrows its corner's
+colour with an open marker.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from scipy import stats
+
+from sweeps.analysis.comparisons import cells_in_order
+from sweeps.analysis.effects import Effects, corner_cells
+
+PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#B8A400", "#0072B2", "#D55E00")
+MARKERS = "osD^vPXp"
+GREY, BAND, THICK, THIN = "#7a7a7a", "#e4e4e4", "#0072B2", "#333333"
+STYLE: dict[str, Any] = {"linewidth": 1.6, "markersize": 6.5}
+LABELS = {"val_loss": "validation loss (nats a token)"}
+
+
+def draw(
+    effects: Effects, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], title: str = ""
+) -> dict[str, bytes]:
+    """PNG bytes by file name: report, effects, curves, cost and, with two factors or more, interactions.
+
+    `trials` is the table of the sweep, `curves` the progress records by trial id (columns tokens, flops, seconds,
+    val_loss). A figure that lacks its data (no complete block, no curve) says so in its place.
+    """
+    pairs = list(combinations(effects.factors, 2))
+    files = {}
+
+    def finish(name: str, figure: Figure, cells: Sequence[str], bottom: float) -> None:
+        if cells:
+            columns = 8 if figure.get_figwidth() > 12 else 4
+            bottom *= math.ceil(len(cells) / columns)
+            handles = _cell_handles(cells, effects.factors)
+            figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
+        figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))  # type: ignore[union-attr, call-arg]
+        buffer = io.BytesIO()
+        figure.savefig(buffer, dpi=120, format="png")
+        files[name] = buffer.getvalue()
+
+    cells = cells_in_order([str(c) for c in trials["cell"].unique()], effects.factors)
+
+    figure = _figure(8.6, 4.4)
+    draw_effects(figure.subplots(), effects)
+    finish("effects.png", figure, [], 0)
+
+    if pairs:
+        figure = _figure(4.0 * len(pairs), 3.6)
+        for axes, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs), sharey=True)), pairs, strict=True):
+            draw_interaction(axes, effects, pair)
+            axes.label_outer()
+        finish("interactions.png", figure, [], 0)
+
+    figure = _figure(9.0, 4.8)
+    draw_curves(*_curve_axes(figure), effects, trials, curves)
+    finish("curves.png", figure, [c for c in cells if c != "base"], 0.06)
+
+    figure = _figure(10.0, 4.6)
+    left, right = figure.subplots(1, 2, sharey=True)
+    draw_cost(left, effects, trials, "flops")
+    draw_cost(right, effects, trials, "seconds")
+    right.set_ylabel("")
+    finish("cost.png", figure, cells, 0.065)
+
+    figure = _figure(16.0, 10.0)
+    if title:
+        figure.suptitle(title, fontsize=13, fontweight="bold")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.08, 1))  # type: ignore[misc]
+    forest, paired = top.subfigures(1, 2)  # type: ignore[misc]
+    draw_effects(forest.subplots(), effects)
+    draw_curves(*_curve_axes(paired), effects, trials, curves)
+    panels = np.atleast_1d(bottom.subplots(1, len(pairs) + 2, width_ratios=[1] * len(pairs) + [1.25, 1.25]))
+    for axes, pair in zip(panels, pairs, strict=False):
+        draw_interaction(axes, effects, pair)
+        if axes is not panels[0]:
+            axes.set_ylabel("")
+            axes.sharey(panels[0])
+            axes.tick_params(labelleft=False)
+    draw_cost(panels[-2], effects, trials, "flops")
+    draw_cost(panels[-1], effects, trials, "seconds")
+    panels[-1].set_ylabel("")
+    finish("report.png", figure, cells, 0.045)
+    return files
+
+
+def cell_style(cell: str, factors: Sequence[str]) -> dict[str, Any]:
+    """Colour, marker and marker filling of a cell, the same in every figure."""
+    corners = corner_cells(factors)
+    corner = cell if cell in corners else "+".join(part.split("=")[0] for part in cell.split("+"))
+    place = corners.index(corner) if corner in corners else None
+    colour = GREY if place is None else PALETTE[place % len(PALETTE)]
+    marker = "*" if place is None else MARKERS[place % len(MARKERS)]
+    return {"color": colour, "marker": marker, "markerfacecolor": colour if cell in corners else "white"}
+
+
+def draw_effects(axes: Axes, effects: Effects) -> None:
+    """A forest: thick bar the blocked interval, thin bar the seed-wise one, a tick a seed, a grey band for what is
+    too small to detect with 80 % probability."""
+    table = effects.table
+    places = np.arange(len(table))[::-1]
+    detectable = effects.smallest_detectable
+    axes.axvline(0, color="black", linewidth=0.9, zorder=1)
+    handles: list[Artist] = []
+    reach = _reach(effects)
+    if math.isfinite(detectable):
+        axes.axvspan(-min(detectable, 9 * reach), min(detectable, 9 * reach), color=BAND, zorder=0)
+        handles.append(Patch(color=BAND, label=f"too small to detect reliably (±{detectable:.3g})"))
+    if effects.smallest_effect is not None:
+        for x in (-effects.smallest_effect, effects.smallest_effect):
+            axes.axvline(x, color=GREY, linestyle=":", linewidth=1.3, zorder=1)
+        handles.append(
+            Line2D(
+                [],
+                [],
+                color=GREY,
+                linestyle=":",
+                label=f"smallest effect of interest (±{effects.smallest_effect:g})",
+            )
+        )
+    for place, row in zip(places, table.to_dict(orient="records"), strict=True):
+        axes.hlines(place, row["blocked_low"], row["blocked_high"], color=THICK, linewidth=7, alpha=0.55, zorder=2)
+        axes.hlines(place, row["seedwise_low"], row["seedwise_high"], color=THIN, linewidth=1.4, zorder=3)
+        axes.plot(row["estimate"], place, "o", color="white", markeredgecolor="black", markersize=6, zorder=5)
+        for value in effects.contrasts[row["term"]]:
+            axes.vlines(value, place + 0.17, place + 0.36, color=GREY, linewidth=1.2, zorder=2)
+    handles += [
+        Line2D([], [], color=THICK, linewidth=7, alpha=0.55, label="95 % blocked"),
+        Line2D([], [], color=THIN, linewidth=1.4, label="95 % seed-wise"),
+        Line2D([], [], color=GREY, marker="|", linestyle="none", label="one seed"),
+    ]
+    axes.set_yticks(places, table["term"])
+    axes.set_ylim(-0.6, len(table) - 0.4)
+    axes.set_xlim(-reach, reach)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(places, [_short(v) for v in table["verdict"]])
+    right.tick_params(length=0)
+    axes.set_xlabel(
+        f"effect on {LABELS.get(effects.metric, effects.metric)}, ON − OFF   (left of 0: lower loss, helps)"
+    )
+    axes.set_title(f"Effects, complete seed blocks: {len(effects.blocks)}", loc="left", fontsize=11)
+    axes.legend(
+        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=8
+    )
+
+
+def draw_interaction(axes: Axes, effects: Effects, pair: tuple[str, str]) -> None:
+    """Mean loss with the first factor OFF and ON, one line a setting of the second; dashed, the sum of both."""
+    first, second = pair
+    style = {"OFF": ("black", "o"), "ON": (cell_style(second, effects.factors)["color"], "s")}
+    half = math.nan
+    if len(effects.blocks) > 1:
+        freedom = len(effects.table) * (len(effects.blocks) - 1)
+        per_point = len(effects.blocks) * 2 ** (len(effects.factors) - 2)
+        half = stats.t.isf(0.025, freedom) * effects.sigma / math.sqrt(per_point)
+    means = effects.losses.mean()
+    value = {}
+    for on_first in (False, True):
+        for on_second in (False, True):
+            held = [
+                c
+                for c in means.index
+                if (first in c.split("+")) == on_first and (second in c.split("+")) == on_second
+            ]
+            value[on_first, on_second] = float(means[held].mean())
+    for on_second, (name, (colour, marker)) in zip((False, True), style.items(), strict=True):
+        shift = 0.03 if on_second else -0.03
+        y = [value[False, on_second], value[True, on_second]]
+        axes.errorbar(
+            [shift, 1 + shift],
+            y,
+            yerr=half,
+            color=colour,
+            marker=marker,
+            capsize=3,
+            label=f"{second} {name}",
+            **STYLE,
+        )
+    additive = value[False, True] + value[True, False] - value[False, False]
+    axes.plot(
+        [0.03, 1.03], [value[False, True], additive], color=GREY, linestyle="--", linewidth=1.1, label="additive"
+    )
+    axes.set_xticks([0, 1], [f"{first} OFF", f"{first} ON"])
+    axes.set_xlim(-0.25, 1.25)
+    axes.set_ylabel(LABELS.get(effects.metric, effects.metric))
+    axes.set_title(f"{first} × {second}", loc="left", fontsize=11)
+    axes.margins(y=0.15)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def draw_curves(
+    axes: Axes, margin: Axes, effects: Effects, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame]
+) -> None:
+    """Mean paired difference of each cell from `base` over tokens; in the margin its 95 % interval at the end."""
+    cells = [c for c in cells_in_order([str(c) for c in trials["cell"].unique()], effects.factors) if c != "base"]
+    drawn = False
+    for axis in (axes, margin):
+        axis.axhline(0, color="black", linewidth=0.9)
+    for place, cell in enumerate(cells):
+        differences = paired_difference(cell, trials, curves)
+        if differences.empty:
+            continue
+        drawn = True
+        style = cell_style(cell, effects.factors)
+        line = "-" if cell in corner_cells(effects.factors) else "--"
+        mean = differences.mean(axis=1)
+        axes.plot(mean.index, mean, linestyle=line, markevery=max(1, len(mean) // 8), **style, **STYLE)
+        end = differences.iloc[-1].dropna().to_numpy(float)
+        half = (
+            stats.t.isf(0.025, len(end) - 1) * end.std(ddof=1) / math.sqrt(len(end)) if len(end) > 1 else math.nan
+        )
+        margin.errorbar(place, end.mean(), yerr=half, capsize=3, **style, **STYLE)
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel("validation loss minus base's (nats)")
+    axes.set_title("Paired learning curves", loc="left", fontsize=11)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.set_xlim(left=0)
+    margin.set_title("at the end, 95 %", loc="left", fontsize=9)
+    margin.set_xticks([])
+    margin.set_xlim(-0.7, max(len(cells) - 0.3, 0.7))
+    margin.tick_params(labelleft=False)
+    if not drawn:
+        _say(axes, "no cell has curves beside base's")
+
+
+def paired_difference(cell: str, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """val_loss of `cell` minus that of `base` at the cell's own evaluations: index tokens, one column a seed.
+
+    Base's curve is interpolated where its evaluations stand at other tokens; seeds where either diverged are left out.
+    """
+    finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
+    ids = finished.set_index(["cell", "seed"])["trial"]
+    columns = {}
+    for seed in sorted(finished["seed"].unique()):
+        if (cell, seed) not in ids.index or ("base", seed) not in ids.index:
+            continue
+        own, base = (_evaluations(curves.get(ids[name, seed])) for name in (cell, "base"))
+        if len(own) and len(base):
+            inside = own.index <= base.index[-1]
+            at_base = np.interp(own.index[inside], base.index, base.to_numpy())
+            columns[int(seed)] = own[inside] - at_base
+    return pd.DataFrame(columns).sort_index()
+
+
+def draw_cost(axes: Axes, effects: Effects, trials: pd.DataFrame, cost: str) -> None:
+    """Each cell's mean loss against its mean cost (`flops` or `seconds`), and the front that nothing beats."""
+    finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
+    finished = finished[finished["seed"].isin(effects.blocks)]
+    if finished.empty:
+        _say(axes, "no complete seed block")
+        return
+    means = finished.groupby("cell")[[cost, effects.metric]].mean()
+    half = math.nan
+    if len(effects.blocks) > 1:
+        freedom = len(effects.table) * (len(effects.blocks) - 1)
+        half = stats.t.isf(0.025, freedom) * effects.sigma / math.sqrt(len(effects.blocks))
+    front = means.sort_values([cost, effects.metric])
+    front = front[front[effects.metric] <= front[effects.metric].cummin()]
+    axes.step(front[cost], front[effects.metric], where="post", color=GREY, linestyle="--", linewidth=1.2, zorder=1)
+    for cell in cells_in_order([str(c) for c in means.index], effects.factors):
+        x, y = means.loc[cell].to_numpy(float)
+        axes.errorbar(x, y, yerr=half, capsize=3, **cell_style(cell, effects.factors), **STYLE)
+    name = {"flops": "training FLOPs", "seconds": "training seconds, beside other trials"}[cost]
+    axes.set_xlabel(name)
+    axes.set_ylabel(LABELS.get(effects.metric, effects.metric))
+    axes.set_title("Loss against " + name.split(",")[0].removeprefix("training "), loc="left", fontsize=11)
+    if means[cost].max() > 8 * means[cost].min():
+        axes.set_xscale("log")
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.legend(
+        handles=[Line2D([], [], color=GREY, linestyle="--", label="Pareto front")],
+        frameon=False,
+        fontsize=8,
+        loc="best",
+    )
+
+
+def short_number(value: float) -> str:
+    """`409,600` as 410k, `2.5e9` as 2.5G, `3e15` as 3P; below a thousand as it is."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _curve_axes(figure) -> tuple[Axes, Axes]:  # type: ignore[no-untyped-def]
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.6, 1))
+    return left, right
+
+
+def _evaluations(curve: pd.DataFrame | None) -> pd.Series:
+    if curve is None or "val_loss" not in curve:
+        return pd.Series(dtype=float)
+    kept = curve.dropna(subset=["val_loss"]).drop_duplicates("tokens", keep="last").sort_values("tokens")
+    return kept.set_index("tokens")["val_loss"]
+
+
+def _cell_handles(cells: Sequence[str], factors: Sequence[str]) -> list[Line2D]:
+    return [
+        Line2D([], [], linestyle="none", label=cell, markersize=8, **cell_style(cell, factors)) for cell in cells
+    ]
+
+
+def _reach(effects: Effects) -> float:
+    """Half the width of the forest: it shows every blocked interval and seed, and no more of a huge seed-wise one."""
+    seen = effects.table[["estimate", "blocked_low", "blocked_high"]].to_numpy(float).ravel()
+    seen = np.abs(np.concatenate([seen, effects.contrasts.to_numpy(float).ravel()]))
+    widest = np.nanmax(seen, initial=0.0)
+    seedwise = np.abs(effects.table[["seedwise_low", "seedwise_high"]].to_numpy(float))
+    band = effects.smallest_detectable
+    wanted = max(
+        widest, min(np.nanmax(seedwise, initial=0.0), 3 * widest), min(band, 3 * widest) if band == band else 0
+    )
+    return 1.08 * wanted or 1.0
+
+
+def _short(verdict: str) -> str:
+    return verdict.replace("no effect larger than", "no effect >").replace(", but by less than", ", by <")
+
+
+def _say(axes: Axes, message: str) -> None:
+    axes.text(0.5, 0.5, message, transform=axes.transAxes, ha="center", va="center", color=GREY)

@@ -1,0 +1,260 @@
+"""The report of a sweep as files in memory: report.md, verdict.json, effects.csv and the figures.
+
+Its order is that of a reader's questions: what is the verdict, how large, what could have been seen, does it show,
+what does it cost, can it be trusted, where was it run.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from sweeps.analysis.comparisons import cells_in_order, divergences, ratios, second_family
+from sweeps.analysis.effects import FACTORS, Effects, estimate
+from sweeps.reporting import figures
+from sweeps.reporting.verdict import (
+    diverged_trials,
+    document,
+    horizon,
+    interval,
+    p_value,
+    sentences,
+    signed,
+)
+
+DOUBTFUL_P = 0.01
+CAPACITY_TOLERANCE = 0.10
+"""A realised capacity further from the one asked for than this share of it is flagged."""
+
+
+def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mapping[str, Any]) -> dict[str, bytes]:
+    """File name → content. Pure: the caller decides where they go.
+
+    `trials` is the sweep's table, `curves` its progress records by trial id. `info` has `name`, `preset`, `planned`
+    (trials), `seeds`, `failed` (a list of trial, cell, seed, error), `missing` (trial ids), `horizon` (tokens a
+    trial), `equal_at`, `smallest_effect` (nats or None), `environment` (a mapping), `floor` (nats or None) and
+    `rerun` (a command); `factors` where they are not the three mechanisms.
+    """
+    factors = tuple(info.get("factors", FACTORS))
+    effects = estimate(trials, factors, smallest_effect=info["smallest_effect"])
+    second, lost = second_family(trials, factors), divergences(trials, factors=factors)
+    title = f"{info['name']}: {horizon(info)}, complete seed blocks: {len(effects.blocks)}"
+    files = figures.draw(effects, trials, curves, title)
+    files["effects.csv"] = effects.table.to_csv(index=False).encode()
+    files["verdict.json"] = document(effects, second, lost, trials, info)
+    parts = [
+        _verdict(effects, info),
+        _effects(effects),
+        _detection(effects),
+        "![Effects, interactions, paired learning curves and cost](report.png)\n\n"
+        "One colour is one cell everywhere. Thick bars are blocked intervals, thin ones seed-wise, each tick is a "
+        "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in files if name.endswith(".png")) + ".",
+        _second(second),
+        _cost(trials, factors),
+        _sanity(effects, trials, lost, info),
+        _environment(info),
+    ]
+    files["report.md"] = ("\n\n".join(parts) + "\n").encode()
+    return files
+
+
+def _verdict(effects: Effects, info: Mapping[str, Any]) -> str:
+    headline, *rest = sentences(effects, info)
+    lines = "\n".join(f"- {sentence}" for sentence in rest)
+    return f"# {info['name']}: what the sweep shows\n\n**{headline}**\n\n{lines}".rstrip()
+
+
+def _effects(effects: Effects) -> str:
+    rows = [
+        (
+            row["term"],
+            signed(row["estimate"]),
+            interval(row["blocked_low"], row["blocked_high"]),
+            interval(row["seedwise_low"], row["seedwise_high"]),
+            p_value(row["p_adjusted"]),
+            row["verdict"],
+        )
+        for row in effects.table.to_dict(orient="records")
+    ]
+    head = ("effect", "ON − OFF, nats", "95 % blocked", "95 % seed-wise", "Holm p", "verdict")
+    return (
+        "## Effects\n\n"
+        + markdown_table(head, rows)
+        + (
+            "\n\nBelow 0 is a lower validation loss. An interaction is half the difference of differences. p is the "
+            "larger of the blocked and the seed-wise one, adjusted over all rows by Holm."
+        )
+    )
+
+
+def _detection(effects: Effects) -> str:
+    head = "## What this sweep could have detected\n\n"
+    if math.isnan(effects.sigma):
+        return head + "Nothing can be said: it takes two complete seed blocks to see the noise."
+    text = (
+        f"One trial scatters by σ = {effects.sigma:.4f} nats within its block. With {len(effects.blocks)} complete "
+        f"blocks an effect of {effects.smallest_detectable:.3g} nats is found with 80 % probability (at the strictest "
+        "step of Holm); a smaller one may well have been missed, which is no evidence that there is none."
+    )
+    if effects.smallest_effect is not None:
+        text += f" The smallest effect of interest was declared to be {effects.smallest_effect:g} nats."
+    return head + text
+
+
+def _second(second: pd.DataFrame) -> str:
+    rows = [
+        (
+            row["term"] if row["term"] == "synergy" else f"{row['term']} − base",
+            signed(row["estimate"]),
+            interval(row["blocked_low"], row["blocked_high"]),
+            interval(row["seedwise_low"], row["seedwise_high"]),
+            p_value(row["p_adjusted"]),
+            str(row["blocks"]),
+        )
+        for row in second.to_dict(orient="records")
+    ]
+    head = ("comparison", "nats", "95 % blocked", "95 % seed-wise", "Holm p", "blocks")
+    return (
+        "## Cells against base\n\n"
+        + markdown_table(head, rows)
+        + (
+            "\n\nA second family, adjusted on its own. Synergy is full − base − the sum of each mechanism's own "
+            "difference."
+        )
+    )
+
+
+def _cost(trials: pd.DataFrame, factors: Sequence[str]) -> str:
+    finished = trials[trials["status"] != "diverged"]
+    if finished.empty:
+        return "## Cost\n\nNo trial has finished."
+    table = ratios(finished, ("tokens_per_second", "flops"), factors)
+    by_cell = finished.groupby("cell")
+    rows = []
+    for cell in cells_in_order([str(c) for c in by_cell.groups], factors):
+        part = by_cell.get_group(cell)
+        first = part.iloc[0]
+        of = {r["measure"]: r for r in table[table["cell"] == cell].to_dict(orient="records")}
+        speed, flops = of.get("tokens_per_second"), of.get("flops")
+        rows.append(
+            (
+                cell,
+                f"{first['parameters']:,.0f}",
+                f"{first['parameters_without_embeddings']:,.0f}",
+                figures.short_number(float(first["flops"])),
+                f"{flops['ratio']:.3f}" if flops else "1",
+                f"{part['tokens_per_second'].median():,.0f}",
+                f"{speed['ratio']:.2f} ({_ratio_interval(speed)})" if speed else "1",
+                f"{part['val_loss'].mean():.4f}",
+            )
+        )
+    head = (
+        "cell",
+        "parameters",
+        "without embeddings",
+        "training FLOPs",
+        "FLOPs / base",
+        "tokens/s",
+        "tokens/s / base (95 %)",
+        "mean loss",
+    )
+    return (
+        "## Cost\n\n"
+        + markdown_table(head, rows)
+        + (
+            "\n\nThroughput was measured beside other trials; the figure that counts is measured alone, "
+            "by `benchmarks/`. Ratios are paired by seed and analysed as logs."
+        )
+    )
+
+
+def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Mapping[str, Any]) -> str:
+    finished = trials[trials["status"] != "diverged"]
+    lines = []
+    for name, what in (
+        ("normality_p", "Residuals normal (Shapiro-Wilk)"),
+        ("equal_variances_p", "Equal variances (Levene)"),
+    ):
+        p = effects.checks[name]
+        doubt = " – **in doubt**" if p < DOUBTFUL_P else ""
+        lines.append(f"{what}: p {p_value(p)}{doubt}")
+    outlying = effects.checks["outlying_seeds"]
+    lines.append(f"Outlying seeds: {', '.join(map(str, outlying)) or 'none'}")
+    if "pairing" in finished:
+        hashes = finished.groupby("seed")["pairing"].nunique()
+        uneven = [str(seed) for seed, count in hashes.items() if count > 1]
+        lines.append(
+            f"Data order: **differs between cells in seed block {', '.join(uneven)}; they are not paired**"
+            if uneven and info["equal_at"] == "tokens"
+            else "Data order: the same in every cell of each seed block"
+            if not uneven
+            else "Data order: cells read prefixes of different length"
+        )
+    lines += _routing(finished)
+    if info["floor"] is not None and len(finished):
+        best = finished["val_loss"].min()
+        flag = " – **below it: something leaks**" if best < info["floor"] else ""
+        lines.append(f"Known loss floor {info['floor']:.4f} nats; the lowest trial reached {best:.4f}{flag}")
+    for name, entries in (
+        ("Failed", [f"{f['cell']} seed {f['seed']}: {f['error']}" for f in info["failed"]]),
+        ("Missing", [str(trial) for trial in info["missing"]]),
+        ("Diverged", [f"{cell} seed {seed}" for cell, seed in diverged_trials(trials)]),
+        ("Seed blocks left out of the estimates", [str(seed) for seed in effects.incomplete]),
+    ):
+        lines.append(f"{name}: {'; '.join(entries) or 'none'}")
+    text = "## Sanity\n\n" + "\n".join(f"- {line}" for line in lines)
+    if lost["diverged"].any():
+        rows = [
+            (row["cell"], f"{row['diverged']} of {row['trials']}", p_value(row["p"]), p_value(row["p_adjusted"]))
+            for row in lost.to_dict(orient="records")
+        ]
+        text += "\n\nDivergences against base, exact and paired:\n\n"
+        text += markdown_table(("cell", "diverged", "p", "Holm p"), rows)
+    return text
+
+
+def _routing(finished: pd.DataFrame) -> list[str]:
+    """Router gap and realised capacity of the cells that route."""
+    if "mod_capacity" not in finished or not (finished["mod_capacity"] < 1).any():
+        return []
+    routed = finished[finished["mod_capacity"] < 1]
+    lines = []
+    if "router_gap" in routed:
+        gap = routed["router_gap"].astype(float)
+        lines.append(
+            f"Router gap (causal minus top-k loss): mean {signed(gap.mean())}, largest {signed(gap.max())} nats"
+        )
+    off = []
+    names = [name for name in routed.columns if name.startswith("mod/capacity_layer")]
+    for name in names:
+        realised = routed[name].astype(float)
+        worst = ((realised - routed["mod_capacity"]).abs() / routed["mod_capacity"]).max()
+        if worst > CAPACITY_TOLERANCE:
+            off.append(
+                f"{name.removeprefix('mod/capacity_')} realised {realised.min():.3f} to {realised.max():.3f}"
+            )
+    if names:
+        within = f"within {100 * CAPACITY_TOLERANCE:.0f} % of the one asked for"
+        lines.append(
+            f"Realised capacity: **not {within}: {'; '.join(off)}**" if off else f"Realised capacity: {within}"
+        )
+    return lines
+
+
+def _environment(info: Mapping[str, Any]) -> str:
+    rows = [(str(key), str(value)) for key, value in info["environment"].items()]
+    count = f"{info['planned']} trials planned over {info['seeds']} seeds, preset `{info['preset']}`."
+    table = markdown_table(("what", "value"), rows)
+    return f"## Environment\n\n{count}\n\n{table}\n\nAgain: `{info['rerun']}`"
+
+
+def _ratio_interval(row: Mapping[Any, Any]) -> str:
+    return "–" if math.isnan(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table; the first column left, the others right."""
+    safe = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)]), *(" | ".join(row) for row in safe)]
+    return "\n".join(f"| {line} |" for line in lines)

@@ -1,0 +1,286 @@
+"""Preparing is found again, whole or not at all, repairs damage, and refuses what is too small before training."""
+
+import json
+import logging
+import math
+import multiprocessing
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from lahr.config import ConfigError, DataConfig
+from lahr.data import TokenData, preparation, prepare, shards, stories
+
+STORIES = DataConfig(train_tokens=20_000, validation_blocks=8)
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def data(cache: Path) -> TokenData:
+    return prepare(STORIES, 512, 64, cache)
+
+
+def copy_of(data: TokenData, tmp_path: Path) -> Path:
+    """A cache of its own with the same folder in it."""
+    shutil.copytree(data.folder, tmp_path / data.folder.name)
+    return tmp_path
+
+
+def words(seed: int, n: int) -> str:
+    rng = np.random.default_rng(seed)
+    return " ".join("".join(rng.choice(list("abcdefgh"), 4)) for _ in range(n))
+
+
+def test_documents_are_whole_and_closed(data: TokenData) -> None:
+    tokenizer = Tokenizer.from_file(str(data.tokenizer_path))
+    for split, first in ((data.train, stories.TRAIN_SEEDS), (data.validation, stories.VALIDATION_SEEDS)):
+        starts = split.documents["start"].to_numpy()
+        assert split.tokens.dtype == np.uint16
+        assert split.tokens[starts[1:] - 1].tolist() == [data.eot] * (len(starts) - 1)
+        assert int((split.tokens == data.eot).sum()) >= len(starts) - 1
+        for i in range(5):
+            text, bits = stories.story(first + i)
+            assert tokenizer.decode(split.tokens[starts[i] : starts[i + 1] - 1].tolist()) == text
+            assert split.documents["bytes"][i].as_py() == len(text)
+            assert split.documents["bits"][i].as_py() == bits
+
+
+def test_makes_as_many_tokens_as_asked(data: TokenData) -> None:
+    assert data.train.n_tokens == 20_000
+    assert data.validation.n_tokens == preparation.LEAST_VALIDATION_TOKENS
+    assert data.vocab_size <= 512
+
+
+def test_bytes_per_token_is_that_of_the_windows(data: TokenData) -> None:
+    targets = data.validation_blocks(8, 64)[1].flatten().tolist()
+    text = Tokenizer.from_file(str(data.tokenizer_path)).decode(targets)
+    assert data.bytes_per_token == pytest.approx(len(text.encode()) / len(targets), rel=0.02)
+
+
+def test_floor_is_the_mean_over_whole_documents(data: TokenData) -> None:
+    starts = data.validation.documents["start"].to_numpy()
+    n_blocks = -(-int(starts[3]) // 64)  # the first three stories, and perhaps a part of the fourth
+    whole = int(np.searchsorted(starts, n_blocks * 64 + 1, side="right")) - 1
+    bits = sum(stories.story(stories.VALIDATION_SEEDS + i)[1] for i in range(whole))
+    assert data.floor_nats_per_token(n_blocks) == pytest.approx(bits * math.log(2) / starts[whole])
+    assert data.floor_nats_per_token(0) is None
+
+
+def test_text_of_unknown_probability_has_no_floor(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(words(0, 40_000))
+    local = prepare(DataConfig(corpus=str(tmp_path / "a.txt"), validation_blocks=4), 300, 32, tmp_path / "cache")
+    assert local.floor_nats_per_token() is None
+
+
+def test_second_call_prepares_nothing(data: TokenData, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preparation, "_write", lambda *a: pytest.fail("prepared twice"))
+    again = prepare(STORIES, 512, 64, cache)
+    assert again.folder == data.folder and again.content_hash == data.content_hash
+
+
+def test_content_hash_is_of_tokens_and_tokenizer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [words(i, 60) for i in range(300)]
+    text = "\n\n".join(documents)
+    for name in ("one", "two", "three", "four"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.txt").write_text(text)
+    (tmp_path / "three" / "three.txt").write_text(text + "\n\nand more")
+    (tmp_path / "four" / "four.txt").write_text("\n\n".join(documents[::-1]))  # as many tokens, another order
+
+    def content(name: str, vocab: int = 300) -> str:
+        config = DataConfig(corpus=str(tmp_path / name / f"{name}.txt"), validation_blocks=4)
+        return prepare(config, vocab, 32, tmp_path / f"cache-{name}").content_hash
+
+    assert content("one") == content("two")
+    assert len({content("one"), content("three"), content("four"), content("one", vocab=290)}) == 4
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
+    shutil.rmtree(tmp_path / "cache-two")
+    assert content("one") == content("two")  # nor does the size of a shard enter
+
+
+def test_many_shards_hold_the_same_tokens(data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1024)
+    many = prepare(STORIES, 512, 64, tmp_path)
+    assert len(many.train.shards) == 20 and [len(shard) for shard in many.train.shards[:3]] == [1024] * 3
+    assert np.array_equal(many.train.tokens, data.train.tokens)
+    assert many.validation_blocks(8, 64)[0].equal(data.validation_blocks(8, 64)[0])
+
+
+@pytest.mark.parametrize(
+    ("file", "how"),
+    [
+        ("train-00000.arrow", "flip"),
+        ("validation-00000.arrow", "cut"),
+        ("validation-documents.parquet", "remove"),
+        ("tokenizer.json", "flip"),
+        ("manifest.json", "digit"),
+        ("manifest.json", "remove"),
+    ],
+)
+def test_damage_is_found_said_and_repaired(
+    data: TokenData, tmp_path: Path, caplog: pytest.LogCaptureFixture, file: str, how: str
+) -> None:
+    cache = copy_of(data, tmp_path)
+    folder = prepare(STORIES, 512, 64, cache).folder  # opened once, so that a remembered hash could hide the damage
+    content = bytearray((folder / file).read_bytes())
+    content[content.index(data.content_hash.encode()) if how == "digit" else len(content) // 2] ^= 1
+    if how == "remove":
+        (folder / file).unlink()
+    else:
+        (folder / file).write_bytes(content[: len(content) // 2] if how == "cut" else content)
+    with caplog.at_level(logging.WARNING):
+        repaired = prepare(STORIES, 512, 64, cache)
+    assert file in caplog.text and "preparing it again" in caplog.text
+    assert repaired.content_hash == data.content_hash
+    assert np.array_equal(repaired.train.tokens, data.train.tokens)
+
+
+def test_a_killed_preparation_leaves_nothing_that_counts(data: TokenData, tmp_path: Path) -> None:
+    program = (
+        "import os, sys; from pathlib import Path; from lahr.config import DataConfig; from lahr.data import prepare\n"
+        "die = lambda what, share: os._exit(9) if what == 'tokenising validation' else None\n"
+        "prepare(DataConfig(train_tokens=20_000, validation_blocks=8), 512, 64, Path(sys.argv[1]), die)"
+    )
+    assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == 9
+    left = [path.name for path in tmp_path.iterdir() if path.is_dir()]
+    assert len(left) == 1 and ".part-" in left[0]
+    after = prepare(STORIES, 512, 64, tmp_path)
+    assert after.content_hash == data.content_hash
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [after.folder.name]
+
+
+def test_an_error_in_the_middle_leaves_no_folder(tmp_path: Path) -> None:
+    def stop(what: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(STORIES, 512, 64, tmp_path, stop)
+    assert not [path for path in tmp_path.iterdir() if path.is_dir()]
+
+
+def _prepare_and_count(
+    cache: str, start: "threading.Barrier", calls: "multiprocessing.Queue[tuple[str, bool]]"
+) -> None:
+    prepared = []
+    original = preparation._write
+    preparation._write = lambda *a: (prepared.append(1), original(*a))  # type: ignore[assignment]
+    start.wait()
+    calls.put((prepare(STORIES, 512, 64, Path(cache)).content_hash, bool(prepared)))
+
+
+def test_two_processes_prepare_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    start, calls = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=_prepare_and_count, args=(str(tmp_path), start, calls)) for _ in range(2)]
+    for process in processes:
+        process.start()
+    results = [calls.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join()
+    assert results[0][0] == results[1][0]
+    assert sorted(prepared for _, prepared in results) == [False, True]
+
+
+def test_progress_rises_to_one(tmp_path: Path) -> None:
+    seen: dict[str, list[float]] = {}
+    prepare(STORIES, 512, 64, tmp_path, lambda what, share: seen.setdefault(what, []).append(share))
+    assert {"tokenising train", "tokenising validation", "training the tokenizer"} <= set(seen)
+    for shares in seen.values():
+        assert shares == sorted(shares) and shares[0] >= 0 and shares[-1] <= 1
+    assert seen["tokenising train"][-1] == 1
+
+
+def test_a_megabyte_of_text_is_enough(tmp_path: Path) -> None:
+    (tmp_path / "book.txt").write_text(words(0, 200_000))  # one paragraph
+    config = DataConfig(corpus=str(tmp_path / "book.txt"), validation_blocks=32)
+    book = prepare(config, 1024, 256, tmp_path / "cache")
+    assert book.train.n_blocks(256) > 500 and book.validation.n_blocks(256) >= 32
+
+
+def test_too_little_text_is_refused_with_the_number_that_would_do(tmp_path: Path) -> None:
+    (tmp_path / "small.txt").write_text("\n\n".join(words(i, 60) for i in range(300)))
+    config = DataConfig(corpus=str(tmp_path / "small.txt"), validation_blocks=5000)
+    with pytest.raises(ConfigError, match=r"asks for 5000; .* --data.validation-blocks \d+$") as caught:
+        prepare(config, 300, 32, tmp_path / "cache")
+    enough = int(str(caught.value).split()[-1])
+    data = prepare(replace(config, validation_blocks=enough), 300, 32, tmp_path / "cache")
+    with pytest.raises(ConfigError, match=f"{enough} windows of 32 tokens, and {enough + 1} were asked"):
+        data.validation_blocks(enough + 1, 32)
+    (tmp_path / "tiny.txt").write_text("a few words")
+    with pytest.raises(ConfigError, match="has 0 tokens, 0 windows"):
+        prepare(DataConfig(corpus=str(tmp_path / "tiny.txt"), validation_blocks=1), 300, 32, tmp_path / "cache")
+    with pytest.raises(ConfigError, match=r"training split .* has 30 tokens, fewer than one window of 64"):
+        prepare(replace(STORIES, train_tokens=30), 512, 64, tmp_path / "cache")
+
+
+def test_a_vocabulary_without_room_for_bytes_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"vocab_size is 256; .* at least 257"):
+        prepare(STORIES, 256, 64, tmp_path)
+
+
+def test_a_tokenizer_of_a_file(data: TokenData, tmp_path: Path) -> None:
+    config = replace(STORIES, tokenizer=str(shutil.copy(data.tokenizer_path, tmp_path / "mine.json")))
+    assert prepare(config, 512, 64, tmp_path / "cache").content_hash == data.content_hash
+    with pytest.raises(ConfigError, match=rf"has {data.vocab_size} entries and model.vocab_size is 300"):
+        prepare(config, 300, 64, tmp_path / "other")
+    Path(config.tokenizer).write_text(json.dumps({"not": "a tokenizer"}))
+    with pytest.raises(ConfigError, match=r"cannot be loaded .* --data.tokenizer bpe"):
+        prepare(config, 512, 64, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            replace(STORIES, corpus="tinystories"),
+            "'roneneldan/TinyStories' cannot be had .*HF_HUB_OFFLINE.*'stories'",
+        ),
+        (replace(STORIES, corpus="someone/dataset"), "'someone/dataset' cannot be had .*HF_HUB_OFFLINE.*local"),
+        (replace(STORIES, tokenizer="gpt2"), "'gpt2' cannot be loaded .*--data.tokenizer bpe"),
+    ],
+)
+def test_offline_is_said_at_once(config: DataConfig, message: str, tmp_path: Path) -> None:
+    program = (
+        "import sys, time; from pathlib import Path; from lahr.config import ConfigError, DataConfig\n"
+        "from lahr.data import prepare; import huggingface_hub.constants\n"
+        "started = time.process_time()\n"
+        f"try: prepare({config!r}, 60_000, 64, Path(sys.argv[1]))\n"
+        "except ConfigError as error: print(error)\n"
+        "assert time.process_time() - started < 1 and 'datasets' not in sys.modules and 'pandas' not in sys.modules"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub")}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)], env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(message, done.stdout) and done.stdout.count("\n") == 1
+
+
+def test_stories_and_files_need_no_datasets_pandas_or_hub(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(words(0, 20_000))
+    program = (
+        "import sys, importlib.abc\n"
+        "class Absent(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.split('.')[0] in {'datasets', 'pandas', 'huggingface_hub'}: raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from pathlib import Path; from lahr.config import DataConfig; from lahr.data import prepare\n"
+        "folder = Path(sys.argv[1])\n"
+        "for corpus in ('stories', str(folder / 'a.txt')):\n"
+        "    prepare(DataConfig(corpus, train_tokens=5000, validation_blocks=4), 300, 32, folder)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

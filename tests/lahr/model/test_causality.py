@@ -1,0 +1,81 @@
+"""No logit depends on a later token, nor on the other sequences of its batch (properties 1 and 8)."""
+
+import pytest
+import torch
+
+from lahr.model import mixture_of_depths
+
+EXACT = 1e-10
+
+
+def change_from(tokens_BT, t):
+    """The tokens with position t and all after it replaced by others."""
+    return torch.cat((tokens_BT[:, :t], (tokens_BT[:, t:] + 17) % 61), 1)
+
+
+@torch.no_grad()
+def test_no_logit_before_a_change_moves_under_causal_routing(cell, awake, tokens_BT):
+    """Caught: the causal mask one place late (`triu_(start + 2)`); the causal branch taking the top-k mask."""
+    model = awake(cell)
+    before = model(tokens_BT)
+    for t in (1, 7, 16, 23):
+        after = model(change_from(tokens_BT, t))
+        assert (after - before)[:, :t].abs().max() < EXACT
+        assert (after - before)[:, t:].abs().amax(-1).min() > 1e-6
+
+
+class Replay:
+    """Stands in for `top_k_mask`: records each layer's mask, then gives them back in order."""
+
+    def __init__(self):
+        self.masks, self.real, self.replaying = [], mixture_of_depths.top_k_mask, False
+
+    def __call__(self, scores_BT, k):
+        if self.replaying:
+            return self.masks.pop(0)
+        self.masks.append(self.real(scores_BT, k))
+        return self.masks[-1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mod", "mod+latent", "mod+memory", "mod+latent+memory"])
+def test_with_the_selection_frozen_top_k_routing_is_causal_too(name, cells, awake, tokens_BT, monkeypatch):
+    """Caught: the chosen tokens gathered in a random order."""
+    model, replay = awake(cells[name]), Replay()
+    monkeypatch.setattr(mixture_of_depths, "top_k_mask", replay)
+    before = model(tokens_BT, routing="topk")
+    masks = list(replay.masks)
+    assert all(0 < m.sum() < m.numel() for m in masks)
+    replay.replaying = True
+    for t in (1, 7, 16, 23):
+        replay.masks = list(masks)
+        after = model(change_from(tokens_BT, t), routing="topk")
+        assert (after - before)[:, :t].abs().max() < EXACT
+
+
+@torch.no_grad()
+def test_top_k_that_chooses_anew_does_see_the_future(cells, awake, tokens_BT):
+    """So the tests above can fail. Caught: `routing="topk"` treated as causal."""
+    model = awake(cells["mod"])
+    before, after = (model(x, routing="topk") for x in (tokens_BT, change_from(tokens_BT, 16)))
+    assert (after - before)[:, :16].abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("routing", ["causal", "topk"])
+def test_a_sequence_gives_the_same_logits_alone_and_in_any_batch(cell, routing, awake, tokens_BT):
+    """Caught: padding places not masked out (`* real_BK` removed); the top k taken over the whole batch; memory
+    queries normalised over the batch."""
+    model = awake(cell)
+    together = model(tokens_BT, routing=routing)
+    order = torch.tensor([3, 0, 4])
+    assert (model(tokens_BT[order], routing=routing) - together[order]).abs().max() < EXACT
+    for b in range(len(tokens_BT)):
+        assert (model(tokens_BT[b : b + 1], routing=routing) - together[b]).abs().max() < EXACT
+
+
+@torch.no_grad()
+def test_a_shorter_sequence_gives_the_first_logits_of_the_longer_one(cell, awake, tokens_BT):
+    """Caught: a router threshold taken over the sequence at evaluation instead of the stored one."""
+    model = awake(cell)
+    assert (model(tokens_BT[:, :9]) - model(tokens_BT)[:, :9]).abs().max() < EXACT

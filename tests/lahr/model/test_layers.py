@@ -1,0 +1,111 @@
+"""The transformer's parts: attention, positions, norms, and the precision they run in."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lahr.model import LAHR, layers
+from lahr.model.layers import RMSNorm, Rotary, attention_span, causal_attention, rotary_table
+
+
+@pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300])
+def test_sliced_attention_equals_torchs_forward_and_backward(length):
+    """Caught: the mask of a later slice without its offset; scores unscaled; heads in another order."""
+    q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    ours, torchs = causal_attention(q, k, v), F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    assert (ours - torchs).abs().max() < 1e-12
+    weight = torch.randn_like(ours)
+    for a, b in zip(
+        torch.autograd.grad((ours * weight).sum(), (q, k, v)),
+        torch.autograd.grad((torchs * weight).sum(), (q, k, v)),
+        strict=True,
+    ):
+        assert (a - b).abs().max() < 1e-12
+
+
+@given(length=st.integers(1, 1000))
+def test_the_span_is_between_the_causal_half_and_the_whole_square(length):
+    """Caught: spans summed over slices and not averaged over queries."""
+    span = attention_span(length)
+    assert (length + 1) / 2 <= span <= min(length, (length + layers.QUERY_SLICE) / 2)
+
+
+@settings(deadline=None)
+@given(i=st.integers(0, 40), j=st.integers(0, 40), shift=st.integers(0, 20))
+def test_a_product_of_rotated_vectors_depends_on_their_distance_alone(i, j, shift):
+    """Caught: the sign of one of the two sines; angles that grow with the square of the position."""
+    table = Rotary(*(t.double() for t in rotary_table(64, 8, 100.0)))
+    q, k = torch.randn(2, 1, 1, 1, 8, dtype=torch.float64)
+
+    def turned(x, position):
+        return table.at(torch.tensor([position])).rotate(x)
+
+    one = (turned(q, i) * turned(k, j)).sum()
+    other = (turned(q, i + shift) * turned(k, j + shift)).sum()
+    assert one == pytest.approx(float(other), abs=1e-5)  # the table is float32
+    assert turned(q, i).norm() == pytest.approx(float(q.norm()), abs=1e-6)
+    assert torch.equal(turned(q, 0), q)
+
+
+@given(value=st.floats(0.1, 100), width=st.integers(1, 50))
+def test_the_norm_of_a_constant_is_one(value, width):
+    """Caught: the sum of squares for their mean."""
+    norm = RMSNorm(width).double()
+    torch.nn.init.ones_(norm.weight)
+    assert torch.allclose(
+        norm(torch.full((width,), value, dtype=torch.float64)), torch.ones(width).double(), atol=1e-4
+    )
+
+
+def test_bf16_autocast_keeps_the_residual_stream_and_the_losses_in_fp32(cell, tokens_BT, targets_BT):
+    """Caught: the branch's result in bf16 written to the stream."""
+    model = LAHR(cell).train()
+    streams = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda module, args: streams.append(args[0].dtype))
+    model.norm.register_forward_pre_hook(lambda module, args: streams.append(args[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        narrow = model(tokens_BT, targets_BT)
+    wide = model(tokens_BT, targets_BT)
+    assert set(streams) == {torch.float32}
+    assert narrow.lm_loss.dtype == narrow.loss.dtype == torch.float32
+    assert narrow.lm_loss.item() == pytest.approx(wide.lm_loss.item(), abs=0.02)
+    narrow.loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_cross_entropy_is_in_fp32_whatever_the_logits(cells, tokens_BT, targets_BT):
+    """Caught: cross-entropy over the logits as they come."""
+    model = LAHR(cells["base"]).bfloat16()
+    assert model(tokens_BT).dtype == torch.bfloat16
+    assert model(tokens_BT, targets_BT).lm_loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("tokens", "targets", "routing", "words"),
+    [
+        (torch.zeros(1, 25, dtype=torch.int64), None, None, "25 tokens.*1 to 24"),
+        (torch.zeros(1, 0, dtype=torch.int64), None, None, "0 tokens"),
+        (torch.zeros(1, 4), None, None, "float32.*int64 or int32"),
+        (torch.zeros(4, dtype=torch.int64), None, None, r"\(4,\).*\(B, T\)"),
+        (torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64), None, "targets.*3.*4"),
+        (torch.zeros(1, 4, dtype=torch.int64), torch.zeros(1, 4), None, "targets are torch.float32"),
+        (torch.zeros(1, 4, dtype=torch.int64), None, "random", "'random'.*'topk' or 'causal'"),
+    ],
+)
+def test_inputs_that_cannot_be_used_are_refused_with_what_is_allowed(tokens, targets, routing, words, cells):
+    """Caught: each of the four checks removed in turn."""
+    with pytest.raises(ValueError, match=words):
+        LAHR(cells["base"])(tokens, targets, routing)
+
+
+def test_the_loss_of_a_model_that_knows_nothing_is_the_logarithm_of_the_vocabulary(cells, tokens_BT, targets_BT):
+    """Caught: the loss summed over tokens."""
+    model = LAHR(cells["base"])
+    with torch.no_grad():
+        model.embedding.weight.zero_()
+    assert model(tokens_BT, targets_BT).lm_loss.item() == pytest.approx(
+        torch.log(torch.tensor(61.0)).item(), abs=1e-6
+    )

@@ -1,0 +1,183 @@
+"""Routing: which tokens pass, that skipping equals the dense masked form, and the causal threshold (property 2)."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lahr.model.layers import Block, Rotary, rotary_table
+from lahr.model.mixture_of_depths import Routed, RoutedBlock, Router, capacity_tokens, pack, top_k_mask
+
+D, H, T = 16, 2, 12
+
+
+def make(capacity=0.25, gate="sigmoid", seed=0):
+    """A routed block, the plain block of the same weights, inputs and positions, in float64."""
+    torch.manual_seed(seed)
+    routed = RoutedBlock(D, H, 24, 1.0, capacity, gate).double()
+    with torch.no_grad():
+        for p in routed.parameters():
+            p.copy_(0.4 * torch.randn_like(p))
+    plain = Block(D, H, 24, 1.0).double()
+    plain.load_state_dict({k: v for k, v in routed.state_dict().items() if "router" not in k})  # same names
+    rotary = Rotary(*(t.double() for t in rotary_table(T, D // H, 10_000.0)))
+    return routed, plain, torch.randn(3, T, D, dtype=torch.float64), rotary
+
+
+def gate_of(routed, x):
+    r = (x @ routed.router.weight.T).squeeze(-1)
+    return r.sigmoid() if routed.gate == "sigmoid" else r
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("gate", ["sigmoid", "raw"])
+@pytest.mark.parametrize("routing", ["topk", "causal"])
+def test_with_every_token_chosen_it_equals_the_plain_block_scaled_by_the_gate(gate, routing):
+    """Caught: the gate left out; the block's whole output scaled and added instead of its branch."""
+    routed, plain, x, rotary = make(0.99, gate)
+    routed.router.threshold.fill_(-torch.inf)
+    y, record = routed(x, rotary, routing)
+    assert record.selected_BT.all()
+    expected = x + gate_of(routed, x)[..., None] * (plain(x, rotary) - x)
+    assert (y - expected).abs().max() < 1e-12
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("routing", ["topk", "causal"])
+def test_gathering_equals_the_dense_form_with_a_mask_over_the_positions(routing):
+    """Caught: places not sorted; rotary positions of the places instead of the tokens; padding not masked;
+    gates of the first places instead of the chosen tokens."""
+    routed, plain, x, rotary = make(0.4)
+    logits = routed.router(x)[1]
+    routed.router.threshold.copy_(logits.flatten().median())
+    y, record = routed(x, rotary, routing)
+    chosen = record.selected_BT
+    assert 0 < chosen.sum() < chosen.numel()
+
+    qkv = plain.attention.qkv(plain.attention_norm(x)).view(3, T, 3, H, D // H)
+    q, k, v = rotary.rotate(qkv[:, :, 0]), rotary.rotate(qkv[:, :, 1]), qkv[:, :, 2]
+    visible = torch.ones(T, T, dtype=torch.bool).tril() & chosen[:, None, :]
+    visible = visible | torch.eye(T, dtype=torch.bool)  # a token not chosen must see something; it is thrown away
+    attended = F.scaled_dot_product_attention(
+        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=visible[:, None]
+    )
+    a = x + plain.attention.out(attended.transpose(1, 2).reshape(3, T, D))
+    delta = a + plain.feed_forward(plain.feed_forward_norm(a)) - x
+    expected = x + (gate_of(routed, x) * chosen)[..., None] * delta
+    assert (y - expected).abs().max() < 1e-12
+
+
+@torch.no_grad()
+def test_a_token_that_is_not_chosen_passes_unchanged_to_the_bit():
+    """Caught: padding places added with a weight; the residual scaled for all tokens."""
+    routed, _, x, rotary = make(0.25)
+    for threshold in (torch.inf, float(routed.router(x)[1].median())):
+        routed.router.threshold.fill_(threshold)
+        y, record = routed(x, rotary, "causal")
+        assert torch.equal(y[~record.selected_BT], x[~record.selected_BT])
+        moved = (y != x).any(-1)
+        assert torch.equal(moved, record.selected_BT)
+
+
+@settings(deadline=None)
+@given(length=st.integers(1, 40), capacity=st.floats(0.01, 0.99), seed=st.integers(0, 999))
+def test_exactly_k_tokens_of_the_highest_scores_are_chosen_and_packed_in_order(length, capacity, seed):
+    """Caught: floor for ceiling; the lowest scores; places in a random order."""
+    k = capacity_tokens(capacity, length)
+    assert 1 <= k <= length
+    assert k - 1 < capacity * length <= k + 1e-8
+    scores = torch.rand(3, length, generator=torch.Generator().manual_seed(seed))
+    mask = top_k_mask(scores, k)
+    assert torch.equal(mask.sum(1), torch.full((3,), k))
+    assert all(scores[b][mask[b]].min() >= scores[b][~mask[b]].max() for b in range(3) if k < length)
+    places, real = pack(mask, k)
+    assert real.all()
+    assert torch.equal(places, mask.nonzero()[:, 1].view(3, k))
+
+
+def test_the_capacity_is_not_fooled_by_rounding():
+    """Caught: a plain ⌈c·T⌉, which gives 8 for 0.07 of 100."""
+    assert [capacity_tokens(c, 100) for c in (0.07, 0.29, 0.125, 0.01)] == [7, 29, 13, 1]
+
+
+@settings(deadline=None)
+@given(mask=st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4))
+def test_packing_puts_the_chosen_first_and_says_which_they_are(mask):
+    """Caught: the places' truth read before sorting."""
+    chosen = torch.tensor(mask)
+    width = max(int(chosen.sum(1).max()), 1)
+    places, real = pack(chosen, width)
+    for b in range(len(mask)):
+        assert places[b][real[b]].tolist() == chosen[b].nonzero()[:, 0].tolist()
+        assert real[b].tolist() == sorted(real[b].tolist(), reverse=True)
+
+
+@settings(deadline=None)
+@given(batch=st.integers(1, 5), length=st.integers(2, 30), capacity=st.floats(0.05, 0.9), seed=st.integers(0, 999))
+def test_an_observed_batch_passes_its_threshold_at_the_capacity_in_any_order(batch, length, capacity, seed):
+    """Caught: the c quantile for 1 − c; the quantile of the first sequence alone; the start averaged in."""
+    logits = torch.randn(batch, length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    router, shuffled = Router(D, capacity).double(), Router(D, capacity).double()
+    router.observe(logits)
+    passing = min(batch * capacity_tokens(capacity, length), batch * length - 1)
+    assert int((logits > router.threshold).sum()) == passing
+    order = torch.randperm(batch * length, generator=torch.Generator().manual_seed(seed))
+    shuffled.observe(logits.flatten()[order].view(batch, length))
+    assert torch.equal(router.threshold, shuffled.threshold)
+
+
+def test_the_threshold_is_a_running_average():
+    """Caught: momentum on the new value; the counter never raised."""
+    router = Router(D, 0.5).double()
+    start = router.threshold.clone()
+    assert start == pytest.approx(0.0, abs=1e-12)  # the base rate of one half, as a logit
+    expected = None
+    for step in range(5):
+        logits = torch.arange(10, dtype=torch.float64).view(2, 5) + 10 * step  # the 4th of ten is exceeded by six
+        router.observe(logits)
+        seen = 10 * step + 3.0
+        expected = seen if expected is None else 0.9 * expected + 0.1 * seen
+        assert float(router.threshold) == pytest.approx(expected, abs=1e-9)
+    assert int(router.observations) == 5
+
+
+def test_the_model_hands_each_layer_its_own_logits(cells, awake, tokens_BT, targets_BT):
+    """Caught: all layers observing the first one's logits; thresholds not in the state."""
+    model = awake(cells["mod"])
+    output = model.train()(tokens_BT, targets_BT)
+    assert output.predictor_logits_LBT.shape == (2, *tokens_BT.shape)
+    assert not output.predictor_logits_LBT.requires_grad
+    offsets = torch.tensor([100.0, -100.0], dtype=torch.float64)[:, None, None]
+    for _ in range(60):
+        model.observe(output.predictor_logits_LBT + offsets)
+    state = model.state_dict()
+    assert 80 < state["blocks.1.router.threshold"] < 120
+    assert -120 < state["blocks.3.router.threshold"] < -80
+
+
+def test_metrics_of_constant_inputs_are_exact():
+    """Caught: a sum over each sequence for the mean; entropy in bits; the scores compared with the threshold."""
+    some = torch.arange(8).view(2, 4) % 4 == 0
+    zero = torch.zeros(2, 4)
+    half = Routed(zero[0, 0], zero, zero, some, some, torch.tensor(1.0)).metrics()
+    assert half["capacity"] == 0.25
+    assert half["agreement"] == 0.75  # nothing exceeds the threshold, a quarter should
+    assert half["entropy"] == pytest.approx(math.log(2), abs=1e-7)
+    sure = Routed(zero[0, 0], some.float(), zero + 100.0, some | True, some, torch.tensor(0.5)).metrics()
+    assert [float(sure[k]) for k in ("capacity", "agreement")] == [1.0, 1.0]
+    assert sure["entropy"] < 1e-40
+
+
+def test_the_model_reports_the_capacity_of_the_routing_used(cells, awake, tokens_BT, targets_BT):
+    """Caught: the top-k share reported under causal routing; metrics summed over layers."""
+    model = awake(cells["mod"])
+    top_k = model(tokens_BT, targets_BT, routing="topk").metrics
+    assert top_k["mod/capacity_layer1"] == top_k["mod/capacity_layer3"] == 0.25
+    model.blocks[1].router.threshold.fill_(-torch.inf)
+    model.blocks[3].router.threshold.fill_(torch.inf)
+    causal = model(tokens_BT, targets_BT).metrics
+    assert (causal["mod/capacity_layer1"], causal["mod/capacity_layer3"]) == (1.0, 0.0)
+    assert causal["mod/agreement"] == 0.5  # all pass where a quarter should, none where a quarter should

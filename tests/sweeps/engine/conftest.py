@@ -1,0 +1,32 @@
+"""A small design on the small corpus, and one Ray for all tests that need it."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from lahr.data import TokenData
+from sweeps.engine.design import Design, Factor
+from tests.conftest import TINY
+
+FACTORS = (
+    Factor("mod", "mod_capacity", 1.0, (0.25,)),
+    Factor("latent", "latent_iterations", 0, (2,)),
+    Factor("memory", "memory_slots", 0, (64,)),
+)
+
+
+@pytest.fixture
+def make_design(tiny_data: TokenData) -> Callable[..., Design]:
+    def build(seeds: int = 2, factors: tuple[Factor, ...] = FACTORS) -> Design:
+        return Design(factors, TINY, tiny_data.content_hash, seeds)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[object]:
+    """Ray on this machine, started once."""
+    from sweeps.engine import schedule
+
+    with schedule.connected("local") as started:
+        yield started

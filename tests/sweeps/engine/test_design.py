@@ -1,0 +1,99 @@
+"""A design is a value: cells, names, fingerprints and what belongs to its identity."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from lahr.config import ConfigError
+from sweeps.engine.design import Design, Factor, differences
+from tests.conftest import CELLS, LEVELS
+
+
+def test_the_eight_cells_in_order_and_what_is_on(make_design):
+    cells = make_design().cells()
+    assert tuple(cell.name for cell in cells) == CELLS
+    for cell in cells:
+        on = set() if cell.name == "base" else set(cell.name.split("+"))
+        assert {name for name, is_on in cell.on.items() if is_on} == on
+        assert cell.corner
+    assert cells[0].levels == {"mod_capacity": 1.0, "latent_iterations": 0, "memory_slots": 0}
+
+
+def test_trials_come_block_by_block_with_unique_ids(make_design):
+    design = make_design(seeds=3)
+    trials = design.trials()
+    assert [trial.seed for trial in trials] == [seed for seed in range(3) for _ in range(8)]
+    assert len({trial.id for trial in trials}) == 24
+    for trial in trials:
+        assert trial.id == f"{trial.cell}-s{trial.seed}-{trial.config.fingerprint(design.content_hash)}"
+        levels = {k: v for name in trial.cell.split("+") if name != "base" for k, v in LEVELS[name].items()}
+        assert all(getattr(trial.config.model, name) == level for name, level in levels.items())
+        assert trial.flops > 0
+
+
+def test_more_seeds_add_blocks_and_change_nothing_else(make_design):
+    few, many = make_design(seeds=2), make_design(seeds=4)
+    assert many.trials()[:16] == few.trials()
+    assert few.digest() == many.digest()
+
+
+def test_further_levels_are_cells_beside_the_corners(make_design):
+    factors = (Factor("mod", "mod_capacity", 1.0, (0.25, 0.5)), *make_design().factors[1:])
+    design = make_design(factors=factors)
+    assert len(design.cells()) == 12
+    assert tuple(cell.name for cell in design.cells() if cell.corner) == CELLS
+    beside = {cell.name: cell.levels["mod_capacity"] for cell in design.cells() if not cell.corner}
+    assert beside == dict.fromkeys(("mod=0.5", "mod=0.5+latent", "mod=0.5+memory", "mod=0.5+latent+memory"), 0.5)
+    # The corners' trials are the same ones: another sweep's can be taken over.
+    corners = {trial.id for trial in design.trials() if "=" not in trial.cell}
+    assert corners == {trial.id for trial in make_design().trials()}
+
+
+def test_the_fingerprint_sees_every_setting_and_the_data_but_no_path(make_design, tiny):
+    config = tiny("mod")
+    prints = {
+        config.fingerprint("a"),
+        config.fingerprint("b"),
+        replace(config, seed=1).fingerprint("a"),
+        replace(config, precision="bf16").fingerprint("a"),
+        replace(config, train=replace(config.train, lr=0.5)).fingerprint("a"),
+        tiny("latent").fingerprint("a"),
+    }
+    assert len(prints) == 6
+    elsewhere = replace(config, data=replace(config.data, corpus="other/place.txt"))
+    assert elsewhere.fingerprint("a") == config.fingerprint("a")
+
+
+def test_a_fingerprint_of_a_value_without_identity_raises(tiny):
+    config = tiny()
+    object.__setattr__(config.train, "lr", object())
+    try:
+        with pytest.raises(TypeError):
+            config.fingerprint("a")
+    finally:
+        object.__setattr__(config.train, "lr", 3e-3)
+
+
+def test_a_design_survives_json_and_names_its_differences(make_design):
+    design = make_design()
+    again = Design.from_dict(json.loads(json.dumps(design.to_dict())))
+    assert again == design
+    other = replace(design, config=replace(design.config, train=replace(design.config.train, lr=0.5)))
+    assert differences(design, other) == ["config.train.lr: 0.003 here, 0.5 there"]
+    assert other.digest() != design.digest()
+
+
+@pytest.mark.parametrize(
+    ("on", "said"),
+    [
+        ((), "at least one"),
+        ((0.25, 0.25), "given once"),
+        ((1.0,), "turns it off"),
+        ((1.5,), "at most 1"),
+        ((-0.1,), "above 0"),
+    ],
+)
+def test_levels_that_make_no_design_are_refused(make_design, on, said):
+    with pytest.raises(ConfigError, match=said):
+        make_design(factors=(Factor("mod", "mod_capacity", 1.0, on),))

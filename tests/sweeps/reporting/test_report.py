@@ -1,0 +1,151 @@
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sweeps.analysis.effects import estimate
+from sweeps.reporting import figures
+from sweeps.reporting.report import render
+from sweeps.reporting.verdict import sentences
+
+ORDER = [
+    "# ",
+    "## Effects",
+    "## What this sweep could have detected",
+    "![",
+    "## Cells against base",
+    "## Cost",
+    "## Sanity",
+    "## Environment",
+]
+
+
+def text(files):
+    return files["report.md"].decode()
+
+
+@pytest.fixture(scope="module")
+def files(made):
+    trials = made.trials(5)
+    return render(trials, made.curves(trials), made.info(trials))
+
+
+@pytest.fixture
+def no_figures(monkeypatch):
+    """Spares a test that reads only text the seconds that drawing takes."""
+    monkeypatch.setattr(figures, "draw", lambda *_: {})
+
+
+def test_the_files_of_a_report(files):
+    pictures = {name for name in files if name.endswith(".png")}
+    assert pictures == {"report.png", "effects.png", "interactions.png", "curves.png", "cost.png"}
+    assert all(files[name].startswith(b"\x89PNG") for name in pictures)
+    assert set(files) - pictures == {"report.md", "verdict.json", "effects.csv"}
+
+
+def test_the_order_of_the_report(files):
+    places = [text(files).index(part) for part in ORDER]
+    assert places == sorted(places)
+
+
+def test_effects_csv_is_the_seven_effects(files, made):
+    table = pd.read_csv(io.BytesIO(files["effects.csv"]))
+    assert list(table.columns[:2]) == ["term", "estimate"] and len(table) == 7
+    np.testing.assert_allclose(table["estimate"], estimate(made.trials(5)).table["estimate"])
+
+
+def test_verdict_json_is_the_report_for_programs(files, made):
+    verdict = json.loads(files["verdict.json"], parse_constant=lambda name: pytest.fail(name))
+    assert verdict["primary_metric"] == "val_loss" and verdict["trials"] == {"planned": 40, "in_the_table": 40}
+    assert len(verdict["effects"]) == 7 and verdict["effects"][1]["verdict"] == "helps"
+    assert verdict["smallest_detectable"] == pytest.approx(estimate(made.trials(5)).smallest_detectable)
+    assert verdict["failed"] == verdict["diverged"] == verdict["missing"] == []
+
+
+def test_every_sentence_names_the_horizon_and_at_equal_what(made):
+    for trials, changes in (
+        (made.trials(5), {}),
+        (made.trials(2), {}),
+        (made.trials(8), {"smallest_effect": 0.05}),
+    ):
+        info = made.info(trials, equal_at="FLOPs", **changes)
+        said = sentences(estimate(trials, smallest_effect=info["smallest_effect"]), info)
+        assert len(said) == 8
+        assert all("409,600 training tokens" in line and "equal FLOPs" in line for line in said)
+        assert "significant" not in " ".join(said)
+
+
+def test_sentences_say_helps_hurts_and_what_an_undecided_effect_would_take(made):
+    trials = made.trials(8, sigma=0.02)
+    said = {line.split()[0].rstrip(":"): line for line in sentences(estimate(trials), made.info(trials))}
+    assert "Verdict" in said and said["latent"].startswith("latent helps") and said["mod"].startswith("mod hurts")
+    assert "less than their separate effects add up to" in said["latent:memory"]
+    assert "With 90 % confidence" in said["mod:latent"]
+    declared = sentences(estimate(trials, smallest_effect=0.001), made.info(trials, smallest_effect=0.001))
+    assert any("seed blocks would find 0.001 nats with 80 % probability" in line for line in declared)
+
+
+def test_a_divergence_withholds_the_headline_and_is_compared(made, no_figures):
+    trials = made.trials(6)
+    trials.loc[(trials["cell"] == "mod") & (trials["seed"] == 1), ["status", "val_loss"]] = "diverged", np.nan
+    files = render(trials, {}, made.info(trials))
+    verdict = json.loads(files["verdict.json"])
+    assert verdict["headline"] is None and verdict["diverged"] == [{"cell": "mod", "seed": 1}]
+    assert {effect["verdict"] for effect in verdict["effects"]} == {"withheld"}
+    assert "Headline withheld" in text(files) and "mod at seed 1 diverged" in text(files)
+    assert "| mod | 1 of 6 |" in text(files)
+    assert not any(word in text(files).split("## Effects")[0] for word in ("helps", "hurts"))
+
+
+def test_failed_and_missing_trials_are_listed(made, no_figures):
+    trials = made.trials(4).drop(5)
+    info = made.info(
+        trials,
+        planned=32,
+        failed=[{"trial": "x", "cell": "mod", "seed": 0, "error": "out of memory"}],
+        missing=["x"],
+    )
+    files = render(trials, {}, info)
+    assert "- Failed: mod seed 0: out of memory" in text(files) and "- Missing: x" in text(files)
+    assert "left out of the estimates: 0" in text(files)
+    assert json.loads(files["verdict.json"])["incomplete_blocks"] == [0]
+
+
+@pytest.mark.parametrize(
+    ("change", "warning"),
+    [
+        (lambda t: t.loc[3:3, ["pairing"]].assign(pairing="other"), "differs between cells in seed block 0"),
+        (lambda t: t[t["mod"]].assign(**{"mod/capacity_layer1": 0.4})[["mod/capacity_layer1"]], "not within 10 %"),
+        (lambda t: t.loc[3:3, ["val_loss"]].assign(val_loss=1.0), "something leaks"),
+    ],
+)
+def test_sanity_flags(made, no_figures, change, warning):
+    trials = made.trials(2)
+    assert warning not in text(render(trials, {}, made.info(trials)))
+    trials.update(change(trials))
+    assert warning in text(render(trials, {}, made.info(trials)))
+
+
+def test_cost_shows_parameters_and_ratios_to_base(files):
+    row = next(
+        line
+        for line in text(files).splitlines()
+        if line.startswith("| latent |") and "M" not in line and "T" in line
+    )
+    assert "1,160,000" in row and "1,030,000" in row and "1.367" in row
+    assert "measured beside other trials" in text(files)
+
+
+@pytest.mark.parametrize("seeds", [0, 1, 2])
+def test_a_sweep_that_has_hardly_begun_has_a_report(made, no_figures, seeds):
+    trials = (
+        made.trials(2)[: 8 * seeds]
+        if seeds
+        else pd.DataFrame(columns=["trial", "cell", "seed", "status", "val_loss"])
+    )
+    trials["val_loss"] = trials["val_loss"].astype(float)
+    files = render(trials, {}, made.info(trials))
+    assert ("No verdict" if seeds == 0 else "Exploratory") in text(files)
+    assert json.loads(files["verdict.json"])["headline"] is None

@@ -1,0 +1,177 @@
+"""The command line of the study: bad input gets one line and status 2 before anything is written; plan and status."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from lahr.config import ConfigError
+from lahr.training.loop import train
+from lahr.training.runtime import Runtime
+from sweeps import factorial
+from sweeps.engine.results import Results
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--preset", "smoke", "--model.d-model", "16", "--model.vocab-size", "300", "--model.max-seq-len", "32"),
+    *("--train.batch-size", "4", "--train.tokens", "3072"),
+    *("--data.train-tokens", "1600", "--data.validation-blocks", "8", "--slots", "64"),
+]
+
+
+@pytest.fixture
+def place(tmp_path, cache, monkeypatch) -> list[str]:
+    """Options that keep a sweep inside the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    return [*TINY, "--cache", str(cache), "--results", str(tmp_path / "results")]
+
+
+def bad_files(folder: Path) -> None:
+    (folder / "empty.txt").write_text("")
+    (folder / "binary.txt").write_bytes(b"\x00\x01\x02" * 1000)
+    pd.DataFrame({"story": ["a"], "id": [1]}).to_parquet(folder / "columns.parquet")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--preset quik", "did you mean 'quick'"),
+        ("plam", "'plan'"),
+        ("--train.lrr 1", "--train.lr"),
+        ("--sedes 4", "--seeds"),
+        ("--train.lr fast", "could not convert string to float: 'fast'"),
+        ("--seeds x", "--seeds"),
+        ("--seeds 0", "--seeds is 0; give at least 1"),
+        ("--capacity 0", "above 0 and at most 1"),
+        ("--capacity 1.5", "above 0 and at most 1"),
+        ("--capacity 1", "the one that turns it off"),
+        ("--iterations -1", "latent_iterations is -1"),
+        ("--slots 100 --model.memory-top-k 50", "must be 1 to 10"),
+        ("--slots 200", "need a square number, such as 196 or 225"),
+        ("--model.n-heads 3", "does not divide model.d_model 16"),
+        ("--model.mod-capacity 0.5", "give its level with --capacity"),
+        ("--train.tokens 100", "fewer than one batch of 4 x 32 = 128 tokens"),
+        ("--workers 3", "cannot share evenly"),
+        ("--smallest-effect 0", "above 0"),
+        ("--name ../x", "--name is '../x'"),
+        ("--reuse nowhere", "there is no sweep there"),
+        ("--data missing.parquet", "missing.parquet"),
+        ("--data empty.txt", "empty"),
+        ("--data binary.txt", "binary.txt"),
+        ("--data columns.parquet", "story"),
+        ("--data storys", "stories"),
+        ("--data.validation-blocks 1000000 --data columns.parquet --data.text-column story", "validation"),
+        ("--results gopher://x", "cannot use 'gopher://x"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(place, tmp_path, given, said, capsys):
+    bad_files(tmp_path)
+    with pytest.raises(ConfigError) as raised:
+        factorial.main([*place, *given.split()] if not given.startswith("plam") else [given, *place])
+    with pytest.raises(SystemExit) as left:
+        factorial.fail(raised.value)
+    assert left.value.code == 2
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert said in line
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_hub_dataset_without_a_network_fails_at_once_and_says_what_to_use(place):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "sweeps/factorial.py"), *place, "--data", "tinystories"],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert "stories" in done.stderr
+
+
+def test_a_disk_without_room_is_said_before_anything_starts(place, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
+    with pytest.raises(ConfigError, match="GiB free; make room or give --results another place"):
+        factorial.main(place)
+    assert not (tmp_path / "results").exists()
+
+
+def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_path, capsys):
+    assert factorial.main(["plan", *place, "--seeds", "8", "--smallest-effect", "0.05"]) == 0
+    said = capsys.readouterr().out
+    for word in ("mod+latent+memory", "FLOPs", "64 trials", "← this plan", "an effect of 0.05 nats takes"):
+        assert word in said
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.ray
+def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(place, tmp_path, capsys):
+    """Through the command line and a Ray of its own: run, status, extend by a block, refuse another design."""
+    assert factorial.main([*place, "--seeds", "1"]) == 0
+    folder = tmp_path / "results" / "smoke-stories"
+    first = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
+    assert len(first) == 8
+    verdict = json.loads((folder / "report/verdict.json").read_text())
+    assert verdict["trials"] == {"planned": 8, "in_the_table": 8}
+    effects = pd.read_csv(folder / "report/effects.csv")
+    assert list(effects.columns[:2]) == ["term", "estimate"]
+    assert len(effects) == 7
+    trials = pd.read_parquet(folder / "trials.parquet")
+    by_hand = trials.loc[trials["mod"], "val_loss"].mean() - trials.loc[~trials["mod"], "val_loss"].mean()
+    assert abs(effects.set_index("term").loc["mod", "estimate"] - by_hand) < 1e-9
+    assert trials["pairing"].nunique() == 1
+    assert (folder / "report/report.png").stat().st_size > 10_000
+    assert len(list((folder / "tensorboard/trials").glob("*/seed0/events*"))) == 8
+
+    capsys.readouterr()
+    assert factorial.main(["status", *place]) == 0
+    assert "8 of 8 trials finished" in capsys.readouterr().out.replace("\n", " ")
+
+    with pytest.raises(ConfigError, match="holds another design"):
+        factorial.main([*place, "--train.lr", "0.5"])
+
+    with pytest.raises(ConfigError, match=r"--threads is 2, but .* was begun with 1"):
+        factorial.main([*place, "--threads", "2"])
+
+    assert factorial.main([*place, "--seeds", "2"]) == 0
+    second = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
+    assert len(second) == 16
+    assert all(second[trial] == when for trial, when in first.items()), "a finished trial was run again"
+
+    (folder / "report/report.md").unlink()
+    assert factorial.main(["report", *place]) == 0
+    assert (folder / "report/report.md").exists()
+
+
+@pytest.mark.ray
+def test_a_sweep_ended_by_kill_9_goes_on_where_it_was(place, tmp_path, tiny_data, cache):
+    """The script is killed in the middle, with its Ray; the same command finishes. Nothing finished runs twice, and
+    every trial's loss is bit-identical to the same trial trained alone, undisturbed, in this process."""
+    place = [*place, "--seeds", "2", "--train.tokens", "64000", "--train.checkpoints", "20"]
+    command = [sys.executable, str(ROOT / "sweeps/factorial.py"), *place]
+    folder = tmp_path / "results" / "smoke-stories"
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as script:
+        until = time.monotonic() + 120
+        while len(list(folder.glob("trials/*/result.json"))) < 3:
+            assert script.poll() is None, "the sweep ended before it could be killed"
+            assert time.monotonic() < until, "no trial finished in time"
+            time.sleep(0.05)
+        script.kill()
+    finished = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
+    assert 3 <= len(finished) < 16, "the sweep was not killed in the middle"
+
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    losses = pd.read_parquet(folder / "trials.parquet").set_index("trial")["val_loss"]
+    assert len(losses) == 16
+    for trial in Results.at(str(tmp_path / "results"), "smoke-stories").design().trials():
+        undisturbed = list(train(trial.config, tiny_data, Runtime()))[-1]
+        assert losses[trial.id] == undisturbed.metrics["val_loss"], trial.id

@@ -75,7 +75,7 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Trains as asked; 0 when finished, 1 when the run diverged."""
-    options = parse(Options, argv, Options.of, "python -m lahr")
+    options = parse(Options, argv or ["--help"], Options.of, "python -m lahr")
     import torch
 
     device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"

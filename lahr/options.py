@@ -4,7 +4,9 @@ What cannot be used ends in one line on standard error and exit status 2.
 """
 
 import contextlib
+import difflib
 import io
+import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -12,10 +14,11 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from lahr.config import ConfigError, Preset, preset
+from lahr.config import ConfigError, Preset, nearest, preset
 
 Options = TypeVar("Options")
 DEFAULT_PRESET = "quick"
+_TYPES = {"INT": "a whole number", "FLOAT": "a number", "STR": "text", "{None}|INT": "a whole number or None"}
 
 
 def parse(kind: type[Options], argv: Sequence[str], fill: Callable[[str, Preset], Options], prog: str) -> Options:
@@ -38,7 +41,7 @@ def parse(kind: type[Options], argv: Sequence[str], fill: Callable[[str, Preset]
     except SystemExit as exit_:
         if not exit_.code:
             raise  # --help has printed itself
-        raise ConfigError(_one_line(errors.getvalue())) from None
+        raise ConfigError(_one_line(errors.getvalue(), argv)) from None
 
 
 def fail(error: Exception) -> NoReturn:
@@ -50,7 +53,7 @@ def fail(error: Exception) -> NoReturn:
 def _preset_name(argv: Sequence[str]) -> str:
     """The preset on the command line, the last one if there are several, as for every other option."""
     name = DEFAULT_PRESET
-    for given, following in zip(argv, [*argv[1:], ""], strict=True):
+    for given, following in itertools.pairwise([*argv, ""]):
         if given == "--preset":
             name = following
         elif given.startswith("--preset="):
@@ -58,10 +61,43 @@ def _preset_name(argv: Sequence[str]) -> str:
     return name
 
 
-def _one_line(boxed: str) -> str:
-    """The parser's framed message as one sentence: what was given, and what it may have meant."""
-    text = " ".join(re.sub(r"[│╭╮╰╯─┌┐└┘]+", " ", boxed).split())
-    text = re.split(r" (?:Argument helptext:|For full helptext)", text)[0]
-    text = re.sub(r"^(Unrecognized options|Value error|Invalid choice|Parsing error) (?=[A-Zi])", "", text)
-    # The nearest option comes with all of its help; its name and type are enough.
-    return re.sub(r"Perhaps you meant: (\S+ \S+).*", r"did you mean \1? (--help lists them all)", text)
+def _one_line(boxed: str, argv: Sequence[str]) -> str:
+    """The parser's framed message as one sentence: what was given, what is allowed, and what to do."""
+    inside = re.sub(r"(?m)^[│╭╰][ ─]?|[│╮╯─]+$", "", boxed)
+    text = " ".join(" ".join(inside.splitlines()[1:]).split())  # without the frame's title
+    text = re.split(r"(?: ─+)? (?:Argument helptext:|Perhaps you meant:|For full helptext)", text)[0]
+    if unknown := re.match(r"Unrecognized options: ([^, ]+)", text):
+        # The parser indents what it suggests by four, and the help of that by more.
+        suggested = re.findall(r"(?m)^ {4}(--[a-z][\w.-]*)", inside)
+        kind = "option" if unknown[1].startswith("-") else "argument"
+        return f"unknown {kind} {unknown[1]}{_meant(unknown[1], suggested)}"
+    if wrong := re.match(r"invalid choice '(.*)' for argument '(\S+)'. Expected one of \((.*?),?\)", text):
+        allowed = re.findall(r"'(.*?)'", wrong[3])
+        return f"{wrong[2]} is {wrong[1]!r}{nearest(wrong[1], allowed)}; it must be one of {', '.join(allowed)}"
+    if ill_typed := re.match(r"Error parsing (--[\w.-]+): ", text):
+        flag = ill_typed[1]
+        wanted = re.search(rf"(?m)^ {{4}}{re.escape(flag)} (.+?) *$", inside)
+        kind = re.sub(r"\[(\w+) \[\w+ \.\.\.\]\]", r"\1", wanted[1]) if wanted else ""
+        return f"{flag} is {_given(flag, argv)}; it must be {_TYPES.get(kind, kind or 'of another type')}"
+    # What a configuration itself says comes after the name of its part.
+    return re.sub(r"^Error parsing \w+: ", "", text)
+
+
+def _meant(given: str, suggested: Sequence[str]) -> str:
+    """The suggested options, the nearest to `given` first, as a question."""
+    if not suggested:
+        return "; --help lists them all"
+
+    def likeness(option: str) -> float:
+        names = (option, option.rpartition(".")[2])
+        return max(difflib.SequenceMatcher(a=given.lstrip("-"), b=name.lstrip("-")).ratio() for name in names)
+
+    return f" (did you mean {' or '.join(sorted(suggested, key=likeness, reverse=True))}?); --help lists them all"
+
+
+def _given(flag: str, argv: Sequence[str]) -> str:
+    """The words that follow an option, where it stands last."""
+    words = [word for argument in argv for word in (argument.split("=", 1) if argument[:2] == "--" else [argument])]
+    names = [word.replace("_", "-") for word in words]
+    after = words[len(names) - names[::-1].index(flag) :] if flag in names else []
+    return repr(" ".join(itertools.takewhile(lambda word: word[:2] != "--", after)))

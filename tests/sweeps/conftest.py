@@ -1,5 +1,6 @@
-"""A made-up sweep with known effects: eight cells, seed blocks, and curves that end at each trial's loss."""
+"""A made-up sweep with known effects (eight cells, seed blocks, curves that end at each trial's loss), and one Ray."""
 
+from collections.abc import Iterator
 from itertools import product
 from types import SimpleNamespace
 
@@ -113,3 +114,12 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
 def made():
     """`made.trials(...)`, `made.curves(trials)`, `made.info(trials)` and the truth they carry."""
     return SimpleNamespace(trials=make_trials, curves=make_curves, info=make_info, truth=TRUTH)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[object]:
+    """Ray on this machine, started once for all tests that need it; `RAY_ADDRESS` names it to processes started below."""
+    from sweeps.engine import schedule
+
+    with schedule.connected("local") as started:
+        yield started

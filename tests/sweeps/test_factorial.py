@@ -111,10 +111,20 @@ def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_p
     assert not (tmp_path / "results").exists()
 
 
+def study(*words: str, own_ray: bool = False) -> subprocess.CompletedProcess[str]:
+    """The script in a process of its own, on the tests' Ray or on one that it starts."""
+    address = {"RAY_ADDRESS": ""} if own_ray else {}
+    command = [sys.executable, str(ROOT / "sweeps/factorial.py"), *words]
+    return subprocess.run(command, env={**os.environ, **address}, capture_output=True, text=True, timeout=240)
+
+
 @pytest.mark.ray
-def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(place, tmp_path, capsys):
-    """Through the command line and a Ray of its own: run, status, extend by a block, refuse another design."""
-    assert factorial.main([*place, "--seeds", "1"]) == 0
+def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(place, tmp_path, cluster):
+    """Through the command line: run, status, extend by a block, refuse another design, report."""
+    ran = study(*place, "--seeds", "1")
+    assert ran.returncode == 0, ran.stderr
+    assert "Exploratory after 3,072 training tokens a trial" in " ".join(ran.stdout.split())
+    assert "tensorboard --logdir" in ran.stdout
     folder = tmp_path / "results" / "smoke-stories"
     first = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
     assert len(first) == 8
@@ -130,23 +140,27 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     assert (folder / "report/report.png").stat().st_size > 10_000
     assert len(list((folder / "tensorboard/trials").glob("*/seed0/events*"))) == 8
 
-    capsys.readouterr()
-    assert factorial.main(["status", *place]) == 0
-    assert "8 of 8 trials finished" in capsys.readouterr().out.replace("\n", " ")
+    assert "8 of 8 trials finished" in " ".join(study("status", *place).stdout.split())
 
-    with pytest.raises(ConfigError, match="holds another design"):
-        factorial.main([*place, "--train.lr", "0.5"])
+    design = (folder / "design.json").read_bytes()
+    for words, said in (
+        (("--train.lr", "0.5"), "holds another design (config.train.lr: 0.5 here, 0.005 there)"),
+        (("--threads", "2"), "was begun with 1, and that is kept for all of its trials"),
+    ):
+        refused = study(*place, *words)
+        assert refused.returncode == 2
+        assert said in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        assert (folder / "design.json").read_bytes() == design
 
-    with pytest.raises(ConfigError, match=r"--threads is 2, but .* was begun with 1"):
-        factorial.main([*place, "--threads", "2"])
-
-    assert factorial.main([*place, "--seeds", "2"]) == 0
+    more = study(*place, "--seeds", "2")
+    assert more.returncode == 0, more.stderr
     second = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
     assert len(second) == 16
     assert all(second[trial] == when for trial, when in first.items()), "a finished trial was run again"
 
     (folder / "report/report.md").unlink()
-    assert factorial.main(["report", *place]) == 0
+    assert study("report", *place).returncode == 0
     assert (folder / "report/report.md").exists()
 
 
@@ -154,24 +168,25 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
 def test_a_sweep_ended_by_kill_9_goes_on_where_it_was(place, tmp_path, tiny_data, cache):
     """The script is killed in the middle, with its Ray; the same command finishes. Nothing finished runs twice, and
     every trial's loss is bit-identical to the same trial trained alone, undisturbed, in this process."""
-    place = [*place, "--seeds", "2", "--train.tokens", "64000", "--train.checkpoints", "20"]
+    place = [*place, "--seeds", "1", "--train.tokens", "32000", "--train.checkpoints", "20"]
     command = [sys.executable, str(ROOT / "sweeps/factorial.py"), *place]
+    environment = {**os.environ, "RAY_ADDRESS": ""}
     folder = tmp_path / "results" / "smoke-stories"
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as script:
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as script:
         until = time.monotonic() + 120
-        while len(list(folder.glob("trials/*/result.json"))) < 3:
+        while len(list(folder.glob("trials/*/result.json"))) < 2:
             assert script.poll() is None, "the sweep ended before it could be killed"
             assert time.monotonic() < until, "no trial finished in time"
             time.sleep(0.05)
         script.kill()
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
-    assert 3 <= len(finished) < 16, "the sweep was not killed in the middle"
+    assert 2 <= len(finished) < 8, "the sweep was not killed in the middle"
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = study(*place, own_ray=True)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
     losses = pd.read_parquet(folder / "trials.parquet").set_index("trial")["val_loss"]
-    assert len(losses) == 16
+    assert len(losses) == 8
     for trial in Results.at(str(tmp_path / "results"), "smoke-stories").design().trials():
         undisturbed = list(train(trial.config, tiny_data, Runtime()))[-1]
         assert losses[trial.id] == undisturbed.metrics["val_loss"], trial.id

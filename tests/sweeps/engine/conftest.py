@@ -1,6 +1,6 @@
-"""A small design on the small corpus, and one Ray for all tests that need it."""
+"""A small design on the small corpus."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -21,12 +21,3 @@ def make_design(tiny_data: TokenData) -> Callable[..., Design]:
         return Design(factors, TINY, tiny_data.content_hash, seeds)
 
     return build
-
-
-@pytest.fixture(scope="session")
-def cluster() -> Iterator[object]:
-    """Ray on this machine, started once."""
-    from sweeps.engine import schedule
-
-    with schedule.connected("local") as started:
-        yield started

@@ -1,0 +1,165 @@
+"""Configurations as values: what is refused and how it is said, fingerprints, plain forms, the presets."""
+
+import json
+from dataclasses import asdict, fields, replace
+from fractions import Fraction
+
+import pytest
+
+from lahr.config import (
+    PRESETS,
+    ConfigError,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+    TrialConfig,
+    canonical_json,
+    from_dict,
+    preset,
+    with_levels,
+)
+
+MODEL = ModelConfig(vocab_size=61, d_model=32, n_layers=4, n_heads=4, max_seq_len=24)
+TRIAL = TrialConfig(MODEL, DataConfig(), TrainConfig(tokens=9_600, batch_size=4))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"vocab_size": 0}, "model.vocab_size is 0; it must be at least 1"),
+        ({"n_heads": 3}, r"model.n_heads is 3, which does not divide model.d_model 32; choose one of \[1, 2, 4"),
+        ({"n_heads": 32}, "a head is 1 wide; rotary positions need an even width"),
+        ({"d_ff": 0}, "model.d_ff is 0"),
+        ({"mod_capacity": 0.0}, "mod_capacity is 0.0; it must be above 0 and at most 1"),
+        ({"mod_capacity": 1.01}, "mod_capacity is 1.01; it must be above 0 and at most 1"),
+        ({"mod_capacity": float("nan")}, "mod_capacity is nan"),
+        ({"mod_capacity": 0.5, "n_layers": 1}, "routes every second block; model.n_layers is 1"),
+        ({"latent_iterations": -1}, "latent_iterations is -1; it must be 0"),
+        ({"memory_slots": -4}, "memory_slots is -4"),
+        ({"memory_slots": 128}, "memory_slots is 128; product keys need a square number, such as 121 or 144"),
+        ({"memory_slots": 16}, "memory_top_k is 8; with 16 slots it must be 1 to 4"),
+        ({"memory_slots": 256, "memory_key_dim": 5}, "memory_key_dim is 5; it must be even"),
+        ({"memory_slots": 256, "memory_heads": 0}, "memory_heads is 0"),
+        ({"memory_slots": 256, "memory_layer": 5}, "memory_layer is 5; it must be 0 to 4"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(MODEL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tokens": 0}, "train.tokens is 0"),
+        ({"batch_size": 0}, "train.batch_size is 0"),
+        ({"lr": 0.0}, "train.lr is 0.0; it must be above 0"),
+        ({"lr": float("inf")}, "train.lr is inf"),
+        ({"warmup": 1.5}, "train.warmup is 1.5; it is a share of the steps"),
+        ({"final_lr": -0.1}, "train.final_lr is -0.1"),
+        ({"weight_decay": -1.0}, "train.weight_decay is -1.0"),
+        ({"beta2": 1.0}, "train.beta2 is 1.0"),
+        ({"clip_norm": 0.0}, "train.clip_norm is 0.0"),
+        ({"evaluations": 0}, "train.evaluations is 0"),
+    ],
+)
+def test_a_training_that_cannot_be_run_is_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(TRIAL.train, **changes)
+
+
+def test_a_trial_needs_at_least_one_batch_and_drops_the_rest():
+    with pytest.raises(ConfigError, match="fewer than one batch of 4 x 24 = 96 tokens"):
+        replace(TRIAL, train=replace(TRIAL.train, tokens=95))
+    assert replace(TRIAL, train=replace(TRIAL.train, tokens=96 * 3 - 1)).steps == 2
+
+
+def test_defaults_are_those_of_the_paper_of_each_part():
+    assert MODEL.hidden_dim == 8 * 32 // 3
+    assert MODEL.routed_layers == ()
+    assert replace(MODEL, mod_capacity=0.5).routed_layers == (1, 3)
+    assert MODEL.memory_position == 2
+    assert replace(MODEL, memory_layer=0).memory_position == 0
+
+
+def test_a_configuration_survives_json_and_a_wrong_one_is_named():
+    plain = json.loads(json.dumps(asdict(TRIAL)))
+    assert from_dict(TrialConfig, plain) == TRIAL
+    for change, said in (
+        (lambda p: p["model"].update(d_modell=3), r"unknown field 'model.d_modell' \(did you mean 'd_model'\?\)"),
+        (lambda p: p["model"].update(d_model="3"), "model.d_model is '3'; it must be a whole number"),
+        (lambda p: p["model"].update(d_model=True), "model.d_model is True; it must be a whole number"),
+        (lambda p: p["train"].update(lr=None), "train.lr is None; it must be a number"),
+        (lambda p: p["model"].update(mod_gate="x"), "model.mod_gate is 'x'; it must be one of sigmoid, raw"),
+        (lambda p: p.update(data=3), "data is 3; it must be a mapping"),
+        (lambda p: p["train"].pop("tokens"), "missing train.tokens"),
+    ):
+        wrong = json.loads(json.dumps(plain))
+        change(wrong)
+        with pytest.raises(ConfigError, match=said):
+            from_dict(TrialConfig, wrong)
+
+
+def test_the_fingerprint_names_the_configuration_and_the_content_and_never_the_path():
+    own = TRIAL.fingerprint("content")
+    assert len(own) == 12
+    assert (
+        replace(TRIAL, data=replace(TRIAL.data, corpus="elsewhere.txt", text_column="t")).fingerprint("content")
+        == own
+    )
+    others = {
+        TRIAL.fingerprint("other"),
+        replace(TRIAL, seed=1).fingerprint("content"),
+        replace(TRIAL, precision="bf16").fingerprint("content"),
+        replace(TRIAL, train=replace(TRIAL.train, lr=2e-3)).fingerprint("content"),
+        *(
+            replace(TRIAL, model=replace(MODEL, **{f.name: _other(f.name)})).fingerprint("content")
+            for f in fields(MODEL)
+        ),
+    }
+    assert len(others) == 4 + len(fields(MODEL))
+    assert own not in others
+
+
+def _other(name: str) -> object:
+    """A value of a model's field that is not `MODEL`'s."""
+    value = getattr(MODEL, name)
+    special = {"mod_capacity": 0.5, "mod_gate": "raw", "memory_slots": 256, "d_ff": 7, "memory_layer": 1}
+    return special[name] if name in special else value + 1.0 if isinstance(value, float) else (value or 1) * 2
+
+
+def test_a_value_without_a_stable_identity_raises():
+    for value in (Fraction(1, 3), {1, 2}, float("nan"), object()):
+        with pytest.raises((TypeError, ValueError)):
+            canonical_json({"x": value})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_a_valid_model_in_every_cell(name):
+    chosen = preset(name)
+    full = with_levels(chosen.model, chosen.on)
+    assert full.mod_capacity < 1 and full.latent_iterations > 0 and full.memory_slots > 0
+    trial = TrialConfig(full, chosen.data, chosen.train)
+    assert trial.steps >= 50
+    assert chosen.train.evaluations <= trial.steps
+
+
+def test_the_presets_have_the_shapes_of_the_readme():
+    shapes = {
+        name: (p.model.d_model, p.model.n_layers, p.model.n_heads, p.model.max_seq_len, p.model.vocab_size)
+        for name, p in PRESETS.items()
+    }
+    assert shapes == {
+        "smoke": (64, 2, 2, 128, 512),
+        "quick": (128, 4, 4, 256, 1024),
+        "small": (384, 10, 6, 512, 4096),
+        "paper": (256, 8, 8, 512, 50257),
+        "base": (768, 12, 12, 1024, 50257),
+    }
+
+
+def test_an_unknown_preset_or_level_names_the_nearest():
+    with pytest.raises(ConfigError, match=r"unknown preset 'smal' \(did you mean 'small'\?\)"):
+        preset("smal")
+    with pytest.raises(ConfigError, match=r"unknown model field 'memory_slot' \(did you mean 'memory_slots'\?\)"):
+        with_levels(MODEL, {"memory_slot": 4})

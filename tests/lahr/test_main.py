@@ -1,0 +1,88 @@
+"""`python -m lahr train` as a user runs it: in a process of its own where Ray cannot be imported."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--preset", "smoke", "--model.d-model", "16", "--model.vocab-size", "300", "--model.max-seq-len", "32"),
+    *("--train.batch-size", "4", "--train.tokens", "3072", "--train.checkpoints", "4"),
+    *("--data.train-tokens", "1600", "--data.validation-blocks", "8"),
+]
+# Stands in for a machine without Ray: importing it fails as if it were not installed.
+WITHOUT_RAY = (
+    "import sys, runpy; sys.modules['ray'] = None; runpy.run_module('lahr', run_name='__main__', alter_sys=True)"
+)
+
+
+def lahr(folder: Path, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_RAY, *words, "--cache", str(cache)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
+
+
+def test_one_trial_without_ray_and_again_from_its_checkpoint(tmp_path, cache):
+    words = ["train", "--mod", "--latent", "--memory", *TINY]
+    first = lahr(tmp_path, cache, *words)
+    assert first.returncode == 0, first.stderr
+    assert "validation loss" in first.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    assert json.loads((run / "config.json").read_text())["model"]["mod_capacity"] == 0.125
+    curve = pd.read_parquet(run / "metrics.parquet")
+    assert curve["step"].iloc[-1] == 24
+    assert curve["status"].iloc[-1] == "finished"
+    for step in (run / "checkpoints").glob("step-24"):
+        (step / "manifest.json").unlink()  # as if the power had gone while it was written
+    second = lahr(tmp_path, cache, *words)
+    assert second.returncode == 0, second.stderr
+    assert "warning: checkpoint step-24 is not used" in second.stdout.replace("\n", " ")
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == [run.name]
+    again = pd.read_parquet(run / "metrics.parquet")
+    assert again["val_loss"].dropna().tolist() == curve["val_loss"].dropna().tolist()
+
+
+def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
+    ended = lahr(
+        tmp_path, cache, "train", *TINY, "--train.lr", "1e25", "--train.clip-norm", "1e30", "--train.warmup", "0"
+    )
+    assert ended.returncode == 1
+    assert "diverged at step" in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["export"], "command is 'export'; it must be one of train"),
+        (["train", "--data", "nowhere.txt"], "no such file or folder"),
+        (["train", "--threads", "0"], "threads is 0"),
+        (["train", "--model.vocab-size", "100"], "at least 257"),
+        (["train", "--sed", "1"], "did you mean --seed?"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, cache, words, said):
+    ended = lahr(tmp_path, cache, *words)
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("error: ")
+    assert ended.stderr.count("\n") == 1
+    assert said in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_given_prints_the_help_and_trains_nothing(tmp_path, cache):
+    ended = subprocess.run(
+        [sys.executable, "-m", "lahr"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0
+    assert "usage: python -m lahr" in ended.stdout
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,83 @@
+"""Command lines: what the preset fills, what is given, and one line for what cannot be used."""
+
+import pytest
+
+from lahr.__main__ import Options as RunOptions
+from lahr.config import PRESETS, ConfigError
+from lahr.options import fail, parse
+from sweeps.engine.options import Options
+
+
+def sweep(line: str) -> Options:
+    return parse(Options, line.split(), Options.of, "factorial")
+
+
+def test_nothing_given_is_the_quick_preset():
+    """The README's first command. Seen to fail: an empty command line ended in a traceback."""
+    options = sweep("")
+    assert (options.command, options.preset, options.seeds) == ("run", "quick", 5)
+    assert (options.model, options.data, options.train) == (
+        PRESETS["quick"].model,
+        PRESETS["quick"].data,
+        PRESETS["quick"].train,
+    )
+    assert parse(RunOptions, ["train"], RunOptions.of, "lahr").train == PRESETS["quick"].train
+
+
+@pytest.mark.parametrize("line", ["--preset smoke", "--preset=smoke", "plan --preset quick --preset smoke"])
+def test_a_preset_fills_every_option(line):
+    options = sweep(line)
+    assert options.model == PRESETS["smoke"].model
+    assert options.seeds == 2
+    assert options.slots == (256,)
+
+
+def test_every_field_is_an_option_and_data_is_short_for_the_corpus():
+    options = sweep("--train.lr 1e-3 --model.d_model 64 --data=x.txt --data.text-column story --capacity .125 .25")
+    assert options.train.lr == 1e-3
+    assert options.model.d_model == 64
+    assert (options.data.corpus, options.data.text_column) == ("x.txt", "story")
+    assert options.capacity == (0.125, 0.25)
+    assert sweep("--data y --preset small").data.corpus == "y"
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("--train.lrr 1", "unknown option --train.lrr (did you mean --train.lr?); --help lists them all"),
+        ("--lr 1", "unknown option --lr (did you mean --train.lr or --train.final-lr?); --help lists them all"),
+        ("--zzzz", "unknown option --zzzz; --help lists them all"),
+        ("run plan", "unknown argument plan; --help lists them all"),
+        ("pln", "command is 'pln' (did you mean 'plan'?); it must be one of run, plan, status, report"),
+        ("--device tpu", "--device is 'tpu' (did you mean 'cpu'?); it must be one of auto, cpu, cuda"),
+        ("--train.lr fast", "--train.lr is 'fast'; it must be a number"),
+        ("--train.lr=fast", "--train.lr is 'fast'; it must be a number"),
+        ("--seeds 3 --seeds 1.5", "--seeds is '1.5'; it must be a whole number"),
+        ("--capacity .5 x --seeds 3", "--capacity is '.5 x'; it must be a number"),
+        ("--model.d-ff x", "--model.d-ff is 'x'; it must be a whole number or None"),
+        ("--preset", "unknown preset ''; allowed: smoke, quick, small, paper, base"),
+        ("--preset quik", "unknown preset 'quik' (did you mean 'quick'?); allowed: smoke, quick, small, paper, base"),
+        ("--train.lr", "Missing value for argument '--train.lr'. Expected 1 values."),
+        ("--capacity", "factor mod has no on level; give at least one value of mod_capacity"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_used_is_said_in_one_line(line, said):
+    with pytest.raises(ConfigError) as raised:
+        sweep(line)
+    assert str(raised.value) == said
+
+
+def test_an_error_is_one_line_and_status_2(capsys):
+    with pytest.raises(SystemExit) as left:
+        fail(ConfigError("a message\n  of two lines"))
+    assert left.value.code == 2
+    assert capsys.readouterr().err == "error: a message of two lines\n"
+
+
+def test_help_is_printed_and_is_no_error(capsys):
+    with pytest.raises(SystemExit) as left:
+        sweep("--help")
+    assert left.value.code == 0
+    said = capsys.readouterr().out
+    assert "--model.mod-capacity" in said
+    assert "--train.lr" in said

@@ -311,7 +311,7 @@ PRESETS: dict[str, Preset] = {
     "quick": Preset(
         ModelConfig(vocab_size=1024, d_model=128, n_layers=4, n_heads=4, max_seq_len=256),
         DataConfig(train_tokens=2_000_000, validation_blocks=64),
-        TrainConfig(tokens=262_144, batch_size=8, lr=5e-3, evaluations=4),
+        TrainConfig(tokens=163_840, batch_size=4, lr=5e-3, evaluations=4),
     ),
     "small": Preset(
         ModelConfig(vocab_size=4096, d_model=384, n_layers=10, n_heads=6, max_seq_len=512),

@@ -63,9 +63,9 @@ def _preset_name(argv: Sequence[str]) -> str:
 
 def _one_line(boxed: str, argv: Sequence[str]) -> str:
     """The parser's framed message as one sentence: what was given, what is allowed, and what to do."""
-    inside = re.sub(r"(?m)^[│╭╰][ ─]?|[│╮╯─]+$", "", boxed)
+    inside = re.sub(r"(?m)^[│╭╰ ][ ─]?|[│╮╯─-]+ *$", "", boxed)  # drawn in ASCII where the terminal has no more
     text = " ".join(" ".join(inside.splitlines()[1:]).split())  # without the frame's title
-    text = re.split(r"(?: ─+)? (?:Argument helptext:|Perhaps you meant:|For full helptext)", text)[0]
+    text = re.split(r"(?: [─-]+)? (?:Argument helptext:|Perhaps you meant:|For full helptext)", text)[0]
     if unknown := re.match(r"Unrecognized options: ([^, ]+)", text):
         # The parser indents what it suggests by four, and the help of that by more.
         suggested = re.findall(r"(?m)^ {4}(--[a-z][\w.-]*)", inside)

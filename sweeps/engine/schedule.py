@@ -37,8 +37,8 @@ from lahr.training.runtime import Runtime
 from sweeps.engine.design import Trial
 from sweeps.engine.results import Results, result_of
 
-_LAUNCH_S = 300.0
-"""What a launch should carry, in estimated seconds: start-up (about 10 s) is then a few per cent of it."""
+_LAUNCH_S = 900.0
+"""What a launch should carry, in estimated seconds: start-up (10 to 30 s) is then a few per cent of it."""
 _WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # also how often Ray Train takes a report; polling costs CPU
     # A step allocates and frees the same large blocks: kept, they cost no page faults (5 % of a step on a CPU).
@@ -95,22 +95,25 @@ class Cluster:
 def connected(address: str | None) -> Iterator[Cluster]:
     """Connects to the Ray at `address` (or `RAY_ADDRESS`), else starts one on this machine for the block."""
     address = address or os.environ.get("RAY_ADDRESS") or "local"
-    env = dict(_WORKER_ENV)
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    outer = dict(os.environ)
     if address == "local":
         # The dashboard stays on: the cleaner of a dead trial's placement group asks it. Nobody preempts this machine.
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "object_store_memory": 256 << 20}
-        env["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
+        # A Ray of our own hands its environment down, and then its first processes need not be started twice.
+        os.environ |= {**_WORKER_ENV, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+    else:
+        quiet |= {"runtime_env": {"env_vars": _WORKER_ENV}}
     try:
-        context: Any = ray.init(address=address, runtime_env={"env_vars": env}, **quiet)
+        context: Any = ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
+        _restore(outer)
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"no Ray answers at {address!r} ({reason}); start one with `ray start --head`, give another --address, "
             "or leave it out (and unset RAY_ADDRESS) to start one here"
         ) from error
     # Helpers of Ray look up their cluster by these, and another Ray may be visible on this machine.
-    outer = {name: os.environ.get(name) for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")}
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
     if context.dashboard_url:
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{context.dashboard_url}"
@@ -119,18 +122,20 @@ def connected(address: str | None) -> Iterator[Cluster]:
         yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), len(ray.nodes()))
     finally:
         ray.shutdown()
-        for name, value in outer.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        _restore(outer)
+
+
+def _restore(environment: Mapping[str, str]) -> None:
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
 
 
 def launches(pending: Sequence[Trial], lanes: int, seconds: Mapping[str, float]) -> list[list[Trial]]:
     """Which trials ride together: whole blocks first, inside a block the longest first, lanes evenly filled.
 
-    `seconds` is the estimated length of a trial by cell. As many waves of `lanes` launches as make each about five
-    minutes long, and never more launches than trials.
+    `seconds` is the estimated length of a trial by cell. As many waves of `lanes` launches as make each about
+    `_LAUNCH_S` long, and never more launches than trials.
     """
     order = sorted(pending, key=lambda trial: (trial.seed, -seconds[trial.cell]))
     total = sum(seconds[trial.cell] for trial in order)

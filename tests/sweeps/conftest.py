@@ -118,7 +118,7 @@ def made():
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[object]:
-    """Ray on this machine, started once for all tests that need it; `RAY_ADDRESS` names it to processes started below."""
+    """Ray on this machine, started once for all tests that need it, and named by `RAY_ADDRESS` to processes below."""
     from sweeps.engine import schedule
 
     with schedule.connected("local") as started:

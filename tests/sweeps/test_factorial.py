@@ -44,7 +44,7 @@ def bad_files(folder: Path) -> None:
         ("plam", "'plan'"),
         ("--train.lrr 1", "--train.lr"),
         ("--sedes 4", "--seeds"),
-        ("--train.lr fast", "could not convert string to float: 'fast'"),
+        ("--train.lr fast", "--train.lr is 'fast'; it must be a number"),
         ("--seeds x", "--seeds"),
         ("--seeds 0", "--seeds is 0; give at least 1"),
         ("--capacity 0", "above 0 and at most 1"),

@@ -64,13 +64,13 @@ def run(options: Options, console: Console) -> int:
                 if cluster.gpus and options.device == "auto" and not results.exists():
                     sweep = study.resolve(options, console, has_gpu=True)
                     design = sweep.design
-                cluster.lanes(sweep.runtime)
+                lanes = options.concurrency or cluster.lanes(sweep.runtime)
                 known = results.header()["estimated_seconds"] if results.exists() else {}
                 seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
                 results.begin(design, sweep.runtime, study.about(sweep, seconds))
                 taken = sum(results.take_over(other, design) for other in others)
                 pending = results.pending(design)
-                _say_start(console, sweep, len(pending), taken, seconds, cluster.lanes(sweep.runtime))
+                _say_start(console, sweep, len(pending), taken, lanes)
                 observers: list[schedule.Observer] = [
                     Recorder(results, design),
                     ProgressTable(pending, results.table(design), console),
@@ -81,7 +81,7 @@ def run(options: Options, console: Console) -> int:
                     observers,
                     results=results,
                     runtime=sweep.runtime,
-                    cluster=cluster,
+                    lanes=lanes,
                     content_hash=design.content_hash,
                     cache=str(options.cache_folder),
                     seconds=seconds,
@@ -123,7 +123,7 @@ def plan(options: Options, console: Console) -> int:
         )
     console.print(table)
     total = sum(seconds[trial.cell] for trial in trials if trial.id in pending)
-    lanes = max(1, (os.cpu_count() or 1) // (options.workers * options.threads))
+    lanes = options.concurrency or max(1, (os.cpu_count() or 1) // (options.workers * options.threads))
     flops = sum(trial.flops for trial in trials if trial.id in pending)
     console.print(
         f"to run: {len(pending)} trials, {flops:.3g} FLOPs, about {total / lanes / 60:.0f} minutes "
@@ -221,9 +221,7 @@ def _timed(sweep: study.Study, console: Console) -> dict[str, float]:
         return study.estimated_seconds(sweep, shown.update)
 
 
-def _say_start(
-    console: Console, sweep: study.Study, pending: int, taken: int, seconds: Mapping[str, float], lanes: int
-) -> None:
+def _say_start(console: Console, sweep: study.Study, pending: int, taken: int, lanes: int) -> None:
     trials = sweep.design.trials()
     console.print(
         f"[bold]{sweep.options.sweep_name}[/]: {len(sweep.design.cells())} cells × {sweep.design.seeds} seeds on "

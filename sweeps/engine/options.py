@@ -48,6 +48,8 @@ class Options:
     """Other sweeps' folders; finished trials of the same id are taken from them."""
     address: str | None = None
     """A running Ray cluster (`auto`, host:port); by default RAY_ADDRESS, else one is started on this machine."""
+    concurrency: int | None = None
+    """Trials at once; by default what the cluster holds now. Give it where machines start as they are needed."""
     workers: int = 1
     """Processes of one trial (data parallel)."""
     threads: int = 1
@@ -66,6 +68,10 @@ class Options:
                 given == off,
                 f"model.{field} is {given}, but it is a factor of this study; give its level with {_OPTION[field]}",
             )
+        check(
+            self.concurrency is None or self.concurrency >= 1,
+            f"--concurrency is {self.concurrency}; it must be at least 1",
+        )
         check(self.workers >= 1, f"--workers is {self.workers}; it must be at least 1")
         check(self.threads >= 1, f"--threads is {self.threads}; it must be at least 1")
         check(

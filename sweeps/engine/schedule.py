@@ -76,7 +76,6 @@ class Cluster:
 
     cpus: float
     gpus: float
-    nodes: int
 
     def lanes(self, runtime: Runtime) -> int:
         """Launches that fit side by side. `ConfigError` if not even one does."""
@@ -85,8 +84,8 @@ class Cluster:
         lanes = min(int(have[name] // (amount * runtime.workers)) for name, amount in need.items())
         check(
             lanes >= 1,
-            f"one trial needs {runtime.workers} x {need} and the cluster has {have}; lower --workers or --threads, "
-            "or add machines",
+            f"one trial needs {runtime.workers} x {need} and the cluster has {have}; lower --workers or --threads, add "
+            "machines, or say with --concurrency how many trials those hold that it starts as they are needed",
         )
         return lanes
 
@@ -119,7 +118,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{context.dashboard_url}"
     try:
         total = ray.cluster_resources()
-        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), len(ray.nodes()))
+        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0))
     finally:
         ray.shutdown()
         _restore(outer)
@@ -158,19 +157,18 @@ def run(
     *,
     results: Results,
     runtime: Runtime,
-    cluster: Cluster,
+    lanes: int,
     content_hash: str,
     cache: str,
     seconds: Mapping[str, float],
 ) -> Outcome:
-    """Runs the pending trials to their ends, handing every record to the observers. Needs `connected()`.
+    """Runs the pending trials to their ends, `lanes` at a time, handing every record to the observers.
 
-    A trial that keeps failing is reported as failed and does not stop the others. Ctrl-C ends it early with
-    `interrupted` set; what was done is kept.
+    Needs `connected()`. A trial that keeps failing is reported as failed and does not stop the others. Ctrl-C ends
+    it early with `interrupted` set; what was done is kept.
     """
     by_id = {trial.id: trial for trial in pending}
     relay = _Relay(by_id, observers)
-    lanes = cluster.lanes(runtime)
     storage = results.folder.child(".ray")
     for _ in range(2):  # a second round only for a trial whose last report was lost with its launch
         waiting = [trial for trial in pending if not relay.ended(trial.id)]

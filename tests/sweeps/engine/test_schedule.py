@@ -71,11 +71,11 @@ def test_long_trials_make_more_launches_and_blocks_come_in_order(make_design):
 def test_a_cluster_too_small_for_one_trial_is_said():
     runtime = Runtime(workers=4, threads=2)
     assert worker_resources(runtime) == {"CPU": 2}
-    assert Cluster(cpus=16, gpus=0, nodes=1).lanes(runtime) == 2
+    assert Cluster(cpus=16, gpus=0).lanes(runtime) == 2
     with pytest.raises(ConfigError, match="--workers"):
-        Cluster(cpus=7, gpus=0, nodes=1).lanes(runtime)
+        Cluster(cpus=7, gpus=0).lanes(runtime)
     with pytest.raises(ConfigError, match="GPU"):
-        Cluster(cpus=16, gpus=0, nodes=1).lanes(Runtime(device="cuda"))
+        Cluster(cpus=16, gpus=0).lanes(Runtime(device="cuda"))
 
 
 def test_an_address_where_no_ray_answers_is_said(monkeypatch):
@@ -101,7 +101,7 @@ def sweep(
         [heard, Recorder(results, design), *observers],
         results=results,
         runtime=runtime,
-        cluster=cluster,
+        lanes=cluster.lanes(runtime),
         content_hash=design.content_hash,
         cache=str(cache),
         seconds=seconds(design),

@@ -67,13 +67,13 @@ def run(options: Options, console: Console) -> int:
                 lanes = options.concurrency or cluster.lanes(sweep.runtime)
                 known = results.header()["estimated_seconds"] if results.exists() else {}
                 seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
-                results.begin(design, sweep.runtime, study.about(sweep, seconds))
+                results.begin(design, sweep.runtime, study.about(sweep, seconds), study.environment())
                 taken = sum(results.take_over(other, design) for other in others)
                 pending = results.pending(design)
                 _say_start(console, sweep, len(pending), taken, lanes)
                 observers: list[schedule.Observer] = [
-                    Recorder(results, design),
-                    ProgressTable(pending, results.table(design), console),
+                    Recorder(results, results.design()),
+                    ProgressTable(pending, results.table(results.design()), console),
                     event_files.EventFiles(_events_folder(results)),
                 ]
                 outcome = schedule.run(
@@ -90,14 +90,17 @@ def run(options: Options, console: Console) -> int:
                     observer.close()
                 interrupted, failed = outcome.interrupted, len(outcome.failed)
         else:
-            results.begin(design, sweep.runtime, {})
             console.print("every trial of this design is finished; writing the report again")
         if interrupted:
             left = len(results.pending(design))
-            console.print(f"stopped: {left} of {len(design.trials())} trials are left; finished ones are kept and ")
-            console.print(f"begun ones go on from their checkpoints with\n  {options.command_line('run')}")
+            console.print(
+                f"stopped: {left} of {len(design.trials())} trials are left; finished ones are kept, and begun ones go "
+                f"on from their checkpoints with\n  {study.command()}",
+                soft_wrap=True,
+            )
             return 130
-        _report(options, results, design, console)
+        # What stands there may have more seeds than were asked for now, and none of them is hidden.
+        _report(options, results, results.design(), console)
         console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
     return 1 if failed else 0
 

@@ -1,7 +1,8 @@
 """Corpora become token shards, and shards become batches that are a pure function of (seed, step)."""
 
 from lahr.data.batches import Batches
+from lahr.data.corpora import anchored
 from lahr.data.preparation import prepare
 from lahr.data.shards import Split, TokenData
 
-__all__ = ["Batches", "Split", "TokenData", "prepare"]
+__all__ = ["Batches", "Split", "TokenData", "anchored", "prepare"]

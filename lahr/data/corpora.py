@@ -14,7 +14,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,6 +83,17 @@ def find_corpus(config: DataConfig) -> Corpus:
     )
 
 
+def anchored(config: DataConfig) -> DataConfig:
+    """The same data with local files by their absolute paths, for a process that works in another folder."""
+
+    corpus, tokenizer = Path(config.corpus.strip()).expanduser(), Path(config.tokenizer)
+    if config.corpus.strip() not in {"stories", *HUB_NAMES} and corpus.exists():
+        config = replace(config, corpus=str(corpus.resolve()))
+    if config.tokenizer != "bpe" and tokenizer.is_file():
+        config = replace(config, tokenizer=str(tokenizer.resolve()))
+    return config
+
+
 def hold_out(identity: str, description: str, documents: Callable[[], Iterator[str]]) -> Corpus:
     """Splits a stream of texts by hash: documents, or blocks of them where there are few."""
     few = sum(1 for _ in itertools.islice(documents(), FEW_DOCUMENTS)) < FEW_DOCUMENTS
@@ -149,17 +160,7 @@ def _stories() -> Corpus:
 
 
 def _has_file_suffix(name: str) -> bool:
-    return Path(name).suffix.lower() in {
-        ".txt",
-        ".text",
-        ".md",
-        ".json",
-        ".jsonl",
-        ".parquet",
-        ".csv",
-        ".gz",
-        ".zst",
-    }
+    return Path(name).suffix.lower() in FILE_SUFFIXES
 
 
 def _hub(name: str, column: str) -> Corpus:

@@ -32,6 +32,9 @@ from lahr.training.optimizer import (
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime, peak_memory_mib, require, reset_peak_memory
 
+_EVALUATED_AT_ONCE = 2
+"""Windows in a batch of an evaluation, for each that trains at once: without a gradient logits take half the room."""
+
 
 @dataclass(frozen=True)
 class Milestones:
@@ -240,7 +243,7 @@ class _Run:
             self.model,
             inputs_NT,
             targets_NT,
-            micro_batch=self.runtime.micro_batch or self.config.train.batch_size,
+            micro_batch=_EVALUATED_AT_ONCE * (self.runtime.micro_batch or self.config.train.batch_size),
             autocast=self.autocast(),
             bytes_per_token=self.bytes_per_token,
             with_topk=final,

@@ -123,9 +123,8 @@ class Design:
 
     def identity(self) -> dict[str, Any]:
         """What makes it this design: factors, levels, configuration and data; not seeds, paths or machine."""
-        config = asdict(replace(self.config, seed=0))
-        del config["data"]["corpus"], config["data"]["text_column"]
-        return {"factors": [asdict(factor) for factor in self.factors], "config": config, "data": self.content_hash}
+        config = replace(self.config, seed=0).identity(self.content_hash)
+        return {"factors": [asdict(factor) for factor in self.factors], "config": config}
 
     def digest(self) -> str:
         """Twelve hex digits of the identity."""

@@ -121,14 +121,6 @@ class Options:
         """Where prepared data lies on this machine."""
         return Path(self.cache).expanduser().resolve()
 
-    def command_line(self, command: Command) -> str:
-        """How to give this sweep another command, for messages."""
-        words = ["python sweeps/factorial.py", command, "--preset", self.preset]
-        words += [] if self.data.corpus == "stories" else ["--data", self.data.corpus]
-        words += [] if self.results == "results" else ["--results", self.results]
-        words += [] if self.name is None else ["--name", self.name]
-        return " ".join(words)
-
 
 def check_room(design: Design, pending: int, folder: Folder) -> None:
     """`ConfigError` if the disk has too little room for the pending trials' checkpoints."""

@@ -75,14 +75,21 @@ class Results:
         """What was decided once about execution."""
         return from_dict(Runtime, self.header()["runtime"])
 
-    def begin(self, design: Design, runtime: Runtime, about: Mapping[str, Any]) -> None:
-        """Writes `design.json`, or extends its seeds. `ConfigError` if another design stands here."""
+    def begin(
+        self, design: Design, runtime: Runtime, about: Mapping[str, Any], environment: Mapping[str, Any]
+    ) -> None:
+        """Writes `design.json`, or extends its seeds; each start's environment (commit, versions, machine) is added.
+
+        `ConfigError` if another design stands here.
+        """
         if self.exists():
             self.check_same(design)
             header = self.header()
             header["design"]["seeds"] = max(design.seeds, header["design"]["seeds"])
         else:
-            header = {**about, "runtime": asdict(runtime), "digest": design.digest(), "design": design.to_dict()}
+            decided = {"runtime": asdict(runtime), "digest": design.digest(), "design": design.to_dict()}
+            header = {**about, **decided, "starts": []}
+        header["starts"].append(dict(environment))
         self.folder.write_json("design.json", header)
 
     def check_same(self, design: Design) -> None:

@@ -2,10 +2,11 @@
 
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lahr.config import Precision, TrialConfig, check
-from lahr.data import TokenData, prepare
+from lahr.data import TokenData, anchored, prepare
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
 from lahr.training.timing import seconds_per_trial
 from sweeps.engine.design import Design
@@ -43,7 +44,8 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
     """
     results = Results.at(options.results, options.sweep_name)
     data = prepared(options, console)
-    config = TrialConfig(options.model, options.data, options.train)
+    # Workers look for a local file from a folder of Ray's, so they are given its absolute path.
+    config = TrialConfig(options.model, anchored(options.data), options.train)
     if results.exists():
         runtime, precision = results.runtime(), results.design().config.precision
         for name in ("workers", "threads", "device"):
@@ -110,8 +112,13 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS),
         "machine": f"{os.cpu_count()} cores of {_processor()}, {platform.system()}",
-        "command": " ".join(["python", *sys.argv]),
+        "command": command(),
     }
+
+
+def command() -> str:
+    """The command line that this process was started with, for a shell."""
+    return shlex.join(["python", *sys.argv])
 
 
 def _commit() -> str:
@@ -140,7 +147,6 @@ def about(study: Study, seconds: Mapping[str, float]) -> dict[str, Any]:
     blocks = study.design.config.data.validation_blocks
     return {
         "preset": study.options.preset,
-        "environment": environment(),
         "data": {"corpus": study.data.description, "floor": study.data.floor_nats_per_token(blocks)},
         "estimated_seconds": dict(seconds),
     }
@@ -166,9 +172,16 @@ def report_info(results: Results, design: Design, options: Options) -> dict[str,
         "floor": header["data"]["floor"],
         "corpus": header["data"]["corpus"],
         "environment": {
-            **header["environment"],
+            **_differing(header["starts"]),
             "precision": design.config.precision,
             **header["runtime"],
         },
-        "rerun": options.command_line("run"),
+        "rerun": header["starts"][-1].get("command", ""),
     }
+
+
+def _differing(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The environment of all starts: a figure that was not the same in all of them with each of its values."""
+    names = list(dict.fromkeys(name for start in starts for name in start if name != "command"))
+    values = {name: list(dict.fromkeys(str(start.get(name, "–")) for start in starts)) for name in names}
+    return {"starts": len(starts)} | {name: "; then ".join(each) for name, each in values.items()}

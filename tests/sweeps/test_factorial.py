@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from lahr.config import ConfigError
+from lahr.data.stories import story
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps import factorial
@@ -121,12 +122,15 @@ def study(*words: str, own_ray: bool = False) -> subprocess.CompletedProcess[str
 
 @pytest.mark.ray
 def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(place, tmp_path, cluster):
-    """Through the command line: run, status, extend by a block, refuse another design, report."""
+    """Through the command line, on a text file given by a relative path: run, status, extend by a block, refuse
+    another design, fewer seeds, report."""
+    (tmp_path / "words.txt").write_text("\n\n".join(story(seed)[0] for seed in range(400)))
+    place = [*place, "--data", "words.txt"]
     ran = study(*place, "--seeds", "1")
     assert ran.returncode == 0, ran.stderr
     assert "Exploratory after 3,072 training tokens a trial" in " ".join(ran.stdout.split())
     assert "tensorboard --logdir" in ran.stdout
-    folder = tmp_path / "results" / "smoke-stories"
+    folder = tmp_path / "results" / "smoke-words"
     first = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
     assert len(first) == 8
     verdict = json.loads((folder / "report/verdict.json").read_text())
@@ -159,6 +163,9 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     second = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
     assert len(second) == 16
     assert all(second[trial] == when for trial, when in first.items()), "a finished trial was run again"
+
+    assert study(*place, "--seeds", "1").returncode == 0
+    assert len(pd.read_parquet(folder / "trials.parquet")) == 16, "fewer seeds than there are hid finished trials"
 
     (folder / "report/report.md").unlink()
     assert study("report", *place).returncode == 0

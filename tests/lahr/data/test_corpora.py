@@ -10,7 +10,7 @@ import pytest
 
 from lahr.config import ConfigError, DataConfig
 from lahr.data import corpora
-from lahr.data.corpora import END_OF_TEXT, find_corpus, hold_out
+from lahr.data.corpora import END_OF_TEXT, anchored, find_corpus, hold_out
 
 TEXTS = [f"Document number {i} says something of its own." for i in range(400)]
 
@@ -160,3 +160,20 @@ def test_errors_name_what_was_given_and_the_way_out(tmp_path: Path) -> None:
     bare.mkdir()
     (bare / "x.csv").write_text("a,b")
     refused(bare, "no file that can be read")
+
+
+def test_local_files_are_anchored_and_names_stay_names(tmp_path, monkeypatch):
+    """Workers read them from another folder. Seen to fail: a relative path was looked for in a folder of Ray's."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text("a\n\nb")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    for name in ("stories", "gpt2"):
+        (tmp_path / name).mkdir()
+    local = anchored(DataConfig(corpus=" text.txt", tokenizer="tokenizer.json"))
+    assert (local.corpus, local.tokenizer) == (str(tmp_path / "text.txt"), str(tmp_path / "tokenizer.json"))
+    for config in (
+        DataConfig(),
+        DataConfig(corpus="owner/name", tokenizer="gpt2"),
+        DataConfig(corpus="tinystories"),
+    ):
+        assert anchored(config) == config

@@ -16,7 +16,7 @@ from sweeps.engine import lease
 from sweeps.engine.design import Factor
 from sweeps.engine.results import Recorder, Results, result_of
 
-ABOUT = {"preset": "smoke", "environment": {}, "data": {"corpus": "x", "floor": None}}
+ABOUT = {"preset": "smoke", "data": {"corpus": "x", "floor": None}}
 
 
 def last(step: int = 24, loss: float = 3.0, status: str = "finished") -> Progress:
@@ -35,7 +35,7 @@ def record(results: Results, design, trial, **kind) -> None:
 @pytest.fixture
 def results(tmp_path, make_design) -> Results:
     made = Results.at(str(tmp_path), "sweep")
-    made.begin(make_design(), Runtime(), ABOUT)
+    made.begin(make_design(), Runtime(), ABOUT, {})
     return made
 
 
@@ -93,9 +93,9 @@ def test_a_failed_trial_stays_pending_and_its_reason_goes_when_it_starts_again(r
 
 
 def test_more_seeds_extend_the_sweep_and_fewer_keep_it(results, make_design):
-    results.begin(make_design(seeds=5), Runtime(), ABOUT)
+    results.begin(make_design(seeds=5), Runtime(), ABOUT, {})
     assert results.design().seeds == 5
-    results.begin(make_design(seeds=3), Runtime(), ABOUT)
+    results.begin(make_design(seeds=3), Runtime(), ABOUT, {})
     assert results.design().seeds == 5
 
 
@@ -106,7 +106,7 @@ def test_another_design_under_the_same_name_is_refused_and_changes_nothing(resul
     with pytest.raises(
         ConfigError, match=r"holds another design \(config.train.lr: 0.5 here, 0.003 there\).*--name"
     ):
-        results.begin(other, Runtime(), ABOUT)
+        results.begin(other, Runtime(), ABOUT, {})
     assert results.folder.read("design.json") == before
 
 
@@ -115,7 +115,7 @@ def test_finished_trials_of_the_same_id_are_taken_over(results, make_design, tmp
     record(results, design, design.trials()[1])
     larger = make_design(factors=(Factor("mod", "mod_capacity", 1.0, (0.25, 0.5)), *design.factors[1:]))
     other = Results.at(str(tmp_path), "larger")
-    other.begin(larger, Runtime(), ABOUT)
+    other.begin(larger, Runtime(), ABOUT, {})
     assert other.take_over(results, larger) == 1
     assert other.table(larger)["trial"].tolist() == [design.trials()[1].id]
     assert other.take_over(results, larger) == 0

@@ -17,7 +17,7 @@ from sweeps.engine.design import Trial
 from sweeps.engine.results import Recorder, Results
 from sweeps.engine.schedule import Cluster, launches
 
-ABOUT = {"preset": "smoke", "environment": {}, "data": {"corpus": "x", "floor": None}}
+ABOUT = {"preset": "smoke", "data": {"corpus": "x", "floor": None}}
 
 
 class Heard:
@@ -95,7 +95,7 @@ def sweep(
     design, pending, tmp_path, cluster, cache, observers=(), runtime=None
 ) -> tuple[schedule.Outcome, Heard, Results]:
     results, heard, runtime = Results.at(str(tmp_path), "s"), Heard(), runtime or Runtime()
-    results.begin(design, runtime, ABOUT)
+    results.begin(design, runtime, ABOUT, {})
     outcome = schedule.run(
         pending,
         [heard, Recorder(results, design), *observers],

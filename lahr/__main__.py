@@ -9,7 +9,6 @@ Running it again goes on from its newest checkpoint.
 
 import io
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,11 +26,11 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lahr.config import ConfigError, DataConfig, ModelConfig, Preset, TrainConfig, TrialConfig, preset, with_levels
+from lahr.config import DataConfig, ModelConfig, Preset, TrainConfig, TrialConfig, preset, with_levels
 from lahr.data import prepare
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
-from lahr.options import fail, parse
+from lahr.options import parse, run
 from lahr.training.loop import train
 from lahr.training.progress import Progress as Record
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
@@ -145,10 +144,4 @@ def _write_metrics(folder: Folder, records: list[Record]) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the newest checkpoint", file=sys.stderr)
-        sys.exit(130)
+    run(main, "stopped; the same command goes on from the newest checkpoint")

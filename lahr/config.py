@@ -51,16 +51,14 @@ class ModelConfig:
     """Longest sequence in tokens; also the length of a training window."""
     d_ff: int | None = None
     """Hidden width of the SwiGLU feed-forward; by default ⌊8·d_model/3⌋."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary position frequencies (Su et al. 2021)."""
     mod_capacity: float = 1.0
     """Mixture-of-Depths (Raposo et al. 2024): the share of tokens that every second block processes; 1.0 is off."""
-    mod_gate: Literal["sigmoid", "raw"] = "sigmoid"
-    """What multiplies a routed block's output: the router's score through a sigmoid, or the score itself."""
     latent_iterations: int = 0
     """Passes of the recurrent latent core after the stack; 0 is off."""
     memory_slots: int = 0
     """Entries of the product-key memory (Lample et al. 2019): a square number n², searched as 2n sub-keys; 0 is off."""
+    mod_gate: Literal["sigmoid", "raw"] = "sigmoid"
+    """What multiplies a routed block's output: the router's score through a sigmoid, or the score itself."""
     memory_heads: int = 4
     """Independent queries into the memory a token."""
     memory_top_k: int = 8
@@ -69,6 +67,8 @@ class ModelConfig:
     """Width of a query: two halves, one for each set of sub-keys; even."""
     memory_layer: int | None = None
     """The memory is read before this block; by default the middle of the stack, 0 is before all of it."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position frequencies (Su et al. 2021)."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "n_layers", "n_heads", "max_seq_len"):
@@ -79,6 +79,9 @@ class ModelConfig:
             f"choose one of {[h for h in range(1, min(self.d_model, 64) + 1) if self.d_model % h == 0]}",
         )
         check(self.head_dim % 2 == 0, f"a head is {self.head_dim} wide; rotary positions need an even width")
+        check(
+            0 < self.rope_theta < math.inf, f"model.rope_theta is {self.rope_theta}; it must be above 0 and finite"
+        )
         check(self.d_ff is None or self.d_ff >= 1, f"model.d_ff is {self.d_ff}; it must be at least 1")
         check(
             0 < self.mod_capacity <= 1,

@@ -10,6 +10,7 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
@@ -27,6 +28,8 @@ class Folder:
     def at(place: str | os.PathLike[str]) -> "Folder":
         """The folder at a local path or URI; it need not exist yet. `ConfigError` for a URI nobody can read."""
         place = str(place)
+        if place.startswith("file://"):
+            place = unquote(urlsplit(place).path)
         if "://" not in place:
             return Folder(str(Path(place).expanduser().resolve()))
         try:
@@ -93,6 +96,24 @@ class Folder:
             if os.path.exists(temporary):
                 os.remove(temporary)
             raise
+
+    def write_new(self, name: str, data: bytes) -> bool:
+        """Makes the file `name`, whole; False if it is there already. Two that try at once: on a disk one succeeds,
+        in an object store, which cannot tell, both may, and the later one stands."""
+        if not self.is_local:
+            if self.exists(name):
+                return False
+            self.write(name, data)
+            return True
+        temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+        self.write(temporary, data)
+        try:
+            os.link(self.path(temporary), self.path(name))
+        except FileExistsError:
+            return False
+        finally:
+            self.remove(temporary)
+        return True
 
     def remove(self, name: str) -> None:
         """Removes a file, or a folder with all in it; nothing happens if it is not there."""

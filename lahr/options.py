@@ -50,6 +50,21 @@ def fail(error: Exception) -> NoReturn:
     raise SystemExit(2)
 
 
+def run(main: Callable[[list[str]], int], interrupted: str) -> NoReturn:
+    """Leaves with the status of `main(arguments)`: 2, and one line, for what cannot be used; 130 on Ctrl-C."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigError as error:
+        fail(error)
+    except OSError as error:  # a place that cannot be read or written, or a full disk
+        if error.filename is None:
+            raise
+        fail(ConfigError(f"{error.filename}: {error.strerror}; mend that, or give another place, and run it again"))
+    except KeyboardInterrupt:
+        print(interrupted, file=sys.stderr)
+        sys.exit(130)
+
+
 def _preset_name(argv: Sequence[str]) -> str:
     """The preset on the command line, the last one if there are several, as for every other option."""
     name = DEFAULT_PRESET

@@ -11,7 +11,6 @@ failed, 2 bad input, 130 interrupted (the same command carries on).
 
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,9 +21,10 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from lahr.config import ConfigError, check
+from lahr.config import check
 from lahr.files import Folder
-from lahr.options import fail, parse
+from lahr.options import parse
+from lahr.options import run as run_main
 from sweeps.analysis import power
 from sweeps.analysis.effects import estimate
 from sweeps.engine import lease, study
@@ -49,60 +49,64 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, console: Console) -> int:
     """Runs what is pending, then reports."""
-    from sweeps.engine import schedule  # Ray takes seconds to import, and only running needs it
-
     others = [_other(path) for path in options.reuse]
     sweep = study.resolve(options, console, has_gpu=False)
-    results, design = sweep.results, sweep.design
-    pending = results.pending(design)
-    check_room(design, len(pending), results.folder)
-    with lease.held(results.folder):
-        began = time.monotonic()
-        interrupted, failed = False, 0
-        if pending:
-            with schedule.connected(options.address) as cluster:
-                if cluster.gpus and options.device == "auto" and not results.exists():
-                    sweep = study.resolve(options, console, has_gpu=True)
-                    design = sweep.design
-                lanes = options.concurrency or cluster.lanes(sweep.runtime)
-                known = results.header()["estimated_seconds"] if results.exists() else {}
-                seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
-                results.begin(design, sweep.runtime, study.about(sweep, seconds), study.environment())
-                taken = sum(results.take_over(other, design) for other in others)
-                pending = results.pending(design)
-                _say_start(console, sweep, len(pending), taken, lanes)
-                observers: list[schedule.Observer] = [
-                    Recorder(results, results.design()),
-                    ProgressTable(pending, results.table(results.design()), console),
-                    event_files.EventFiles(_events_folder(results)),
-                ]
-                outcome = schedule.run(
-                    pending,
-                    observers,
-                    results=results,
-                    runtime=sweep.runtime,
-                    lanes=lanes,
-                    content_hash=design.content_hash,
-                    cache=str(options.cache_folder),
-                    seconds=seconds,
-                )
-                for observer in observers:
-                    observer.close()
-                interrupted, failed = outcome.interrupted, len(outcome.failed)
-        else:
-            console.print("every trial of this design is finished; writing the report again")
-        if interrupted:
-            left = len(results.pending(design))
-            console.print(
-                f"stopped: {left} of {len(design.trials())} trials are left; finished ones are kept, and begun ones go "
-                f"on from their checkpoints with\n  {study.command()}",
-                soft_wrap=True,
+    results = sweep.results
+    pending = results.pending(sweep.design)
+    check_room(sweep.design, len(pending), results.folder)
+    lease.refuse_if_held(results.folder)
+    if not pending and results.exists():
+        console.print("every trial of this design is finished; writing the report again")
+        with lease.held(results.folder):
+            _report(options, results, console)
+        return 0
+
+    from sweeps.engine import schedule  # Ray takes seconds to import, and only running needs it
+
+    began = time.monotonic()
+    with schedule.connected(options.address) as cluster:
+        if cluster.gpus and options.device == "auto" and not results.exists():
+            sweep = study.resolve(options, console, has_gpu=True)
+        design, runtime = sweep.design, sweep.runtime
+        lanes = cluster.lanes(runtime, options.concurrency)
+        with lease.held(results.folder):
+            known = results.header()["estimated_seconds"] if results.exists() else {}
+            seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
+            results.begin(design, runtime, study.about(sweep, seconds), study.environment())
+            taken = sum(results.take_over(other, design) for other in others)
+            pending = results.pending(design)
+            _say_start(console, sweep, len(pending), taken, lanes)
+            observers: list[schedule.Observer] = [
+                Recorder(results, results.design()),
+                ProgressTable(pending, results.table(results.design()), console),
+                event_files.EventFiles(_events_folder(results)),
+            ]
+            outcome = schedule.run(
+                pending,
+                observers,
+                results=results,
+                runtime=runtime,
+                lanes=lanes,
+                content_hash=design.content_hash,
+                cache=str(options.cache_folder),
+                seconds=seconds,
             )
-            return 130
-        # What stands there may have more seeds than were asked for now, and none of them is hidden.
-        _report(options, results, results.design(), console)
-        console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
-    return 1 if failed else 0
+            for observer in observers:
+                observer.close()
+            if outcome.interrupted:
+                left = len(results.pending(design))
+                console.print(
+                    f"stopped: {left} of {len(design.trials())} trials are left; finished ones are kept, and begun "
+                    f"ones go on from their checkpoints with\n  {study.command()}",
+                    soft_wrap=True,
+                )
+                return 130
+            if results.finished():
+                _report(options, results, console)
+            console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
+    for name, error in outcome.failed.items():
+        console.print(f"failed: {name}: {error.strip().splitlines()[-1]}", markup=False, highlight=False)
+    return 1 if outcome.failed else 0
 
 
 def plan(options: Options, console: Console) -> int:
@@ -178,12 +182,13 @@ def status(options: Options, console: Console) -> int:
 
 def write_report(options: Options, console: Console) -> int:
     """Writes the report and the event files again, from the results folder alone."""
-    results = Results.at(options.results, options.sweep_name)
-    _report(options, results, results.design(), console)
+    _report(options, Results.at(options.results, options.sweep_name), console)
     return 0
 
 
-def _report(options: Options, results: Results, design: Design, console: Console) -> None:
+def _report(options: Options, results: Results, console: Console) -> None:
+    """Reports on all that stands there: it may have more seeds than were asked for now, and none is hidden."""
+    design = results.design()
     trials = results.table(design)
     check(len(trials) > 0, f"no trial in {results.folder.uri} has finished; nothing to report")
     curves = results.curves(trials["trial"])
@@ -192,14 +197,20 @@ def _report(options: Options, results: Results, design: Design, console: Console
     for name, content in files.items():
         results.folder.write(f"report/{name}", content)
     results.write_table(design)
-    _write_events(results, trials, curves, files)
-    effects = estimate(trials, smallest_effect=options.smallest_effect)
+    if options.command == "report" and lease.is_held(results.folder):
+        console.print("a sweep is running here and writes TensorBoard's files itself; they are left alone")
+    else:
+        _write_events(results, trials, curves, files)
+    effects = estimate(trials, smallest_effect=info["smallest_effect"])
     console.print()
     for sentence in sentences(effects, info):
         console.print(sentence, highlight=False)
-    console.print(f"\nreport:      {_shown(results, 'report/report.md')}")
-    console.print(f"figure:      {_shown(results, 'report/report.png')}")
-    console.print(f"TensorBoard: tensorboard --logdir {_shown(results, 'tensorboard')}")
+    console.print(f"\nreport:      {_shown(results, 'report/report.md')}", soft_wrap=True)
+    console.print(f"figure:      {_shown(results, 'report/report.png')}", soft_wrap=True)
+    console.print(f"TensorBoard: tensorboard --logdir {_shown(results, 'tensorboard')}", soft_wrap=True)
+    # Above 40 runs TensorBoard starts with none of them chosen: these links choose.
+    for what, view in event_files.VIEWS.items():
+        console.print(f"  {what + ':':<21}http://localhost:6006/{view}", soft_wrap=True)
 
 
 def _write_events(
@@ -262,10 +273,4 @@ def _gpu_here() -> bool:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
-        fail(error)
-    except KeyboardInterrupt:
-        print("stopped; the same command carries on", file=sys.stderr)
-        sys.exit(130)
+    run_main(main, "stopped; the same command carries on")

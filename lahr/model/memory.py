@@ -60,6 +60,9 @@ class Memory(nn.Module):
         return self.out(read.view(B, T, D) * F.silu(self.gate(x_BTD))), slots, weights.detach()
 
 
+USE_METRICS = ("memory/slots_used", "memory/kl_uniform", "memory/slots_50", "memory/slots_90", "memory/slots_99")
+
+
 def use(slots: Tensor, weights: Tensor, n_slots: int) -> Tensor:
     """The weight each slot was read with, summed over tokens and heads: (n_slots,), in float64 so that sums of
     many batches stay exact enough."""
@@ -72,9 +75,11 @@ def use_metrics(mass: Tensor) -> dict[str, float]:
 
     `slots_used`: the share of slots read at all; `kl_uniform`: the divergence of use from uniform, in nats;
     `slots_50`, `slots_90`, `slots_99`: the smallest share of slots that covers this part of the weight.
-    Raises `ValueError` when nothing was read.
+    All are NaN where the weights are, as in a model that has diverged. Raises `ValueError` when nothing was read.
     """
     total = float(mass.sum())
+    if math.isnan(total):
+        return dict.fromkeys(USE_METRICS, math.nan)
     if not total > 0:
         raise ValueError(f"the memory's use sums to {total}; add up `Output.memory_use` over evaluation batches")
     share = mass.double() / total

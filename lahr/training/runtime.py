@@ -51,6 +51,11 @@ def choose_micro_batch(config: TrialConfig, device: str, workers: int) -> int:
         f"train.batch_size is {batch}, which {workers} workers cannot share evenly; "
         f"give a multiple of {workers} or change the workers",
     )
+    blocks = config.data.validation_blocks
+    check(
+        blocks >= workers,
+        f"data.validation_blocks is {blocks}, and each of {workers} workers evaluates one at least; give more blocks",
+    )
     share = batch // workers
     window_bytes = config.model.max_seq_len * config.model.vocab_size * 4 * 3
     fitting = [n for n in range(1, share + 1) if share % n == 0 and n * window_bytes <= _LOGITS_BYTES[device]]

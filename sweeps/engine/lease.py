@@ -1,16 +1,21 @@
 """One sweep at a time in a results folder: a lease with a heartbeat.
 
-A second start is refused while the first one lives. A lease goes stale when its heart has not beaten for a while,
-or at once when its process was on this machine and is gone.
+A second start is refused while the first one lives. A lease goes stale when its heart has not beaten for a while, or
+at once when its process was on this machine and is gone. A sweep that finds its lease taken over (its machine slept,
+say) stops as on Ctrl-C, and leaves the other's lease alone.
 """
 
+import _thread
 import contextlib
+import json
+import logging
 import os
 import socket
 import threading
 import time
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from lahr.config import ConfigError
 from lahr.files import Folder
@@ -23,16 +28,25 @@ _NAME = "lease.json"
 @contextlib.contextmanager
 def held(folder: Folder) -> Iterator[None]:
     """Holds the folder's lease inside the block. `ConfigError` if a living sweep holds it."""
-    _refuse_if_held(folder)
     me = {"host": socket.gethostname(), "pid": os.getpid(), "owner": uuid.uuid4().hex}
+    refuse_if_held(folder)
+    folder.remove(_NAME)  # a dead sweep's
+    if not folder.write_new(_NAME, _beat(me)):
+        refuse_if_held(folder)
+        raise ConfigError(
+            f"another sweep has just started in {folder.uri}; wait for it, or give --name another name"
+        )
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(_BEAT_S):
             with contextlib.suppress(OSError):  # a full or slow disk for a moment does not end a sweep
-                folder.write_json(_NAME, {**me, "time": time.time()})
+                if _owner(folder) not in (me["owner"], None):
+                    logging.getLogger(__name__).error("another sweep has taken over %s; stopping", folder.uri)
+                    _thread.interrupt_main()
+                    return
+                folder.write(_NAME, _beat(me))
 
-    folder.write_json(_NAME, {**me, "time": time.time()})
     heart = threading.Thread(target=beat, daemon=True)
     heart.start()
     try:
@@ -40,23 +54,54 @@ def held(folder: Folder) -> Iterator[None]:
     finally:
         done.set()
         heart.join()
-        folder.remove(_NAME)
+        if _owner(folder) == me["owner"]:
+            folder.remove(_NAME)
 
 
-def _refuse_if_held(folder: Folder) -> None:
-    if not folder.exists(_NAME):
+def refuse_if_held(folder: Folder) -> None:
+    """`ConfigError` if a living sweep holds the folder's lease."""
+    lease = _read(folder)
+    if lease is None:
         return
-    try:
-        lease = folder.read_json(_NAME)
-        host, pid, age = str(lease["host"]), int(lease["pid"]), time.time() - float(lease["time"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # a lease nobody can read protects nobody
-    gone = host == socket.gethostname() and not _alive(pid)
+    gone = lease["host"] == socket.gethostname() and not _alive(lease["pid"])
+    age = time.time() - lease["time"]
     if not gone and age < _STALE_S:
         raise ConfigError(
-            f"another sweep is running in {folder.uri} (process {pid} on {host}, heard {age:.0f} s ago); "
-            f"wait for it, stop it, or give --name another name"
+            f"another sweep is running in {folder.uri} (process {lease['pid']} on {lease['host']}, heard {age:.0f} s "
+            "ago); wait for it, stop it, or give --name another name"
         )
+
+
+def is_held(folder: Folder) -> bool:
+    """Whether a living sweep holds the folder's lease."""
+    try:
+        refuse_if_held(folder)
+    except ConfigError:
+        return True
+    return False
+
+
+def _beat(me: dict[str, Any]) -> bytes:
+    return json.dumps({**me, "time": time.time()}).encode()
+
+
+def _owner(folder: Folder) -> str | None:
+    lease = _read(folder)
+    return lease["owner"] if lease else None
+
+
+def _read(folder: Folder) -> dict[str, Any] | None:
+    """The lease that stands there; None where there is none, or one that nobody can read, which protects nobody."""
+    try:
+        lease = folder.read_json(_NAME)
+        return {
+            "host": str(lease["host"]),
+            "pid": int(lease["pid"]),
+            "owner": str(lease["owner"]),
+            "time": float(lease["time"]),
+        }
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _alive(pid: int) -> bool:

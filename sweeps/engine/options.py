@@ -1,5 +1,6 @@
 """The command line of a study over LAHR's three factors, and what it resolves to before anything starts."""
 
+import math
 import os
 import re
 import shutil
@@ -79,8 +80,8 @@ class Options:
             f"train.batch_size is {self.train.batch_size}, which --workers {self.workers} cannot share evenly",
         )
         check(
-            self.smallest_effect is None or self.smallest_effect > 0,
-            f"--smallest-effect is {self.smallest_effect}; it is a size in nats, above 0",
+            self.smallest_effect is None or 0 < self.smallest_effect < math.inf,
+            f"--smallest-effect is {self.smallest_effect}; it is a size in nats, above 0 and finite",
         )
         self.design(TrialConfig(self.model, self.data, self.train), "")
 
@@ -131,6 +132,7 @@ def check_room(design: Design, pending: int, folder: Folder) -> None:
     place = Path(folder.uri)
     while not place.exists():
         place = place.parent
+    check(place.is_dir(), f"{place} is a file; give --results a folder")
     check(os.access(place, os.W_OK), f"{place} cannot be written to; give --results a folder of yours")
     free = shutil.disk_usage(place).free
     check(

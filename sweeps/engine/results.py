@@ -40,8 +40,8 @@ class Results:
     def at(results: str, name: str) -> "Results":
         """The folder `name` below `results` (a path or URI). `ConfigError` for a name that could leave it."""
         check(
-            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]*", name) is not None,
-            f"--name is {name!r}; use letters, digits, '.', '_', '-', '+' or '=', starting with a letter or digit",
+            re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+=-]{0,127}", name) is not None,
+            f"--name is {name!r}; use up to 128 letters, digits, or '._+=-', the first a letter or digit",
         )
         return Results(Folder.at(results).child(name))
 
@@ -60,12 +60,14 @@ class Results:
             self.exists(),
             f"there is no sweep at {self.folder.uri}; run one first, or give --results and --name of one",
         )
+        place = self.folder.path("design.json")
         try:
-            return self.folder.read_json("design.json")
+            header = self.folder.read_json("design.json")
         except ValueError as error:
-            raise ConfigError(
-                f"{self.folder.path('design.json')} is damaged ({error}); restore or remove it"
-            ) from error
+            raise ConfigError(f"{place} is damaged ({error}); restore it, or remove it and run again") from error
+        known = isinstance(header, dict) and {"design", "runtime", "starts", "preset", "data"} <= header.keys()
+        check(known, f"{place} is not a sweep's; restore it, or remove it and run again")
+        return header
 
     def design(self) -> Design:
         """The design that was run here."""
@@ -111,7 +113,19 @@ class Results:
         return [trial for trial in design.trials() if trial.id not in finished]
 
     def take_over(self, other: "Results", design: Design) -> int:
-        """Copies finished trials of the same id from another sweep; how many."""
+        """Copies finished trials of the same id from another sweep; how many.
+
+        `ConfigError` if they were executed in another way: then they are not what this sweep would have got.
+        """
+        ours, theirs = asdict(self.runtime()), asdict(other.runtime())
+        differing = [
+            f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if ours[name] != theirs[name]
+        ]
+        check(
+            not differing,
+            f"--reuse {other.folder.uri}: its trials were executed in another way ({'; '.join(differing)}); "
+            "give this sweep the same options, or leave --reuse out",
+        )
         taken = [trial for trial in self.pending(design) if trial.id in other.finished()]
         for trial in taken:
             # The result last: its presence means that the rest is there.
@@ -156,6 +170,8 @@ class Results:
 
 class Recorder:
     """The observer that keeps a sweep's results."""
+
+    essential = True
 
     def __init__(self, results: Results, design: Design) -> None:
         self._results, self._design = results, design

@@ -7,7 +7,9 @@ starts, and what a killed start left half-done is found in the trials' own check
 
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 import time
 import uuid
@@ -39,6 +41,7 @@ from sweeps.engine.results import Results, result_of
 
 _LAUNCH_S = 900.0
 """What a launch should carry, in estimated seconds: start-up (10 to 30 s) is then a few per cent of it."""
+_ADDRESS_S = 5.0
 _WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # also how often Ray Train takes a report; polling costs CPU
     # A step allocates and frees the same large blocks: kept, they cost no page faults (5 % of a step on a CPU).
@@ -52,7 +55,12 @@ _WORKER_ENV = {
 
 
 class Observer(Protocol):
-    """Whoever wants to know how a sweep goes: the results folder, the table on the terminal, the event files."""
+    """Whoever wants to know how a sweep goes: the results folder, the table on the terminal, the event files.
+
+    One that raises is dropped, and the sweep goes on without it, unless it is `essential`.
+    """
+
+    essential: bool
 
     def started(self, trial: Trial) -> None: ...
     def progressed(self, trial: Trial, rows: Sequence[Progress]) -> None: ...
@@ -76,18 +84,30 @@ class Cluster:
 
     cpus: float
     gpus: float
+    grows: bool = False
+    """Whether it may start machines as they are needed: a Ray that was started here cannot."""
 
-    def lanes(self, runtime: Runtime) -> int:
-        """Launches that fit side by side. `ConfigError` if not even one does."""
+    def lanes(self, runtime: Runtime, concurrency: int | None = None) -> int:
+        """Launches that run side by side: those that fit, at most `concurrency`; exactly that where machines may come.
+
+        `ConfigError` if not even one fits.
+        """
         need = distributed.worker_resources(runtime)
         have = {"CPU": self.cpus, "GPU": self.gpus}
-        lanes = min(int(have[name] // (amount * runtime.workers)) for name, amount in need.items())
+        fitting = min(int(have[name] // (amount * runtime.workers)) for name, amount in need.items())
+        if concurrency is not None and self.grows:
+            if fitting < 1:
+                logging.getLogger(__name__).warning(
+                    "one trial needs %s x %s and the cluster has %s now; waiting for it to start machines",
+                    runtime.workers, need, have,
+                )  # fmt: skip
+            return concurrency
         check(
-            lanes >= 1,
-            f"one trial needs {runtime.workers} x {need} and the cluster has {have}; lower --workers or --threads, add "
-            "machines, or say with --concurrency how many trials those hold that it starts as they are needed",
+            fitting >= 1,
+            f"one trial needs {runtime.workers} x {need} and the cluster has {have}; lower --workers or --threads"
+            + (", or say with --concurrency how many trials it holds once it has started machines" * self.grows),
         )
-        return lanes
+        return min(fitting, concurrency or fitting)
 
 
 @contextmanager
@@ -96,6 +116,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     outer = dict(os.environ)
+    _refuse_a_dead_address(address)
     if address == "local":
         # The dashboard stays on: the cleaner of a dead trial's placement group asks it. Nobody preempts this machine.
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "object_store_memory": 256 << 20}
@@ -118,10 +139,24 @@ def connected(address: str | None) -> Iterator[Cluster]:
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{context.dashboard_url}"
     try:
         total = ray.cluster_resources()
-        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0))
+        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), grows=address != "local")
     finally:
         ray.shutdown()
         _restore(outer)
+
+
+def _refuse_a_dead_address(address: str) -> None:
+    """`ConfigError` where nothing listens at host:port; Ray itself would go on trying for minutes."""
+    at = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address)
+    if at is None:
+        return  # `local`, `auto`: nothing to ask
+    try:
+        socket.create_connection((at[1], int(at[2])), timeout=_ADDRESS_S).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(
+            f"no Ray answers at {address!r} ({error}); start one with `ray start --head`, give another --address, or "
+            "leave it out (and unset RAY_ADDRESS) to start one here"
+        ) from error
 
 
 def _restore(environment: Mapping[str, str]) -> None:
@@ -191,6 +226,8 @@ def run(
             _tune(carried, relay, lanes, start, storage.uri)
         finally:
             relay.let_go()
+    if not relay.outcome.interrupted:
+        relay.give_up_the_rest()
     results.folder.remove(".ray")
     return relay.outcome
 
@@ -226,7 +263,7 @@ class _Relay(tune.Callback):
     """Tune's callback that turns reports into calls of the observers, each trial's step counted once."""
 
     def __init__(self, trials: Mapping[str, Trial], observers: Sequence[Observer]) -> None:
-        self._trials, self._observers = trials, observers
+        self._trials, self._observers = trials, list(observers)
         self._steps: dict[str, int] = {}
         self._carried: list[list[str]] = []
         self._heard: dict[int, Any] | None = None
@@ -294,9 +331,21 @@ class _Relay(tune.Callback):
         self.outcome.failed[name] = error
         self._tell("failed", self._trials[name], error)
 
+    def give_up_the_rest(self) -> None:
+        """Counts as failed what neither ended nor failed: a launch that ended and left no word of it."""
+        for name in self._trials:
+            if not self.ended(name):
+                self._fail(name, "Ray ended its launch twice without a result")
+
     def _tell(self, what: str, *said: Any) -> None:
-        for observer in self._observers:
-            getattr(observer, what)(*said)
+        for observer in list(self._observers):
+            try:
+                getattr(observer, what)(*said)
+            except Exception:
+                if observer.essential:
+                    raise
+                logging.getLogger(__name__).exception("%s failed; going on without it", type(observer).__name__)
+                self._observers.remove(observer)
 
 
 def _last_line(path: str) -> str:

@@ -147,6 +147,7 @@ def about(study: Study, seconds: Mapping[str, float]) -> dict[str, Any]:
     blocks = study.design.config.data.validation_blocks
     return {
         "preset": study.options.preset,
+        "smallest_effect": study.options.smallest_effect,
         "data": {"corpus": study.data.description, "floor": study.data.floor_nats_per_token(blocks)},
         "estimated_seconds": dict(seconds),
     }
@@ -168,7 +169,7 @@ def report_info(results: Results, design: Design, options: Options) -> dict[str,
         "missing": [trial.id for trial in trials if trial.id not in finished and trial.id not in failed],
         "horizon": trials[0].config.steps * trials[0].config.tokens_per_step,
         "equal_at": "tokens",
-        "smallest_effect": options.smallest_effect,
+        **_smallest_effect(header.get("smallest_effect"), options.smallest_effect),
         "floor": header["data"]["floor"],
         "corpus": header["data"]["corpus"],
         "environment": {
@@ -178,6 +179,12 @@ def report_info(results: Results, design: Design, options: Options) -> dict[str,
         },
         "rerun": header["starts"][-1].get("command", ""),
     }
+
+
+def _smallest_effect(declared: float | None, given: float | None) -> dict[str, Any]:
+    """The smallest effect of interest, and whether it was named before the results could be seen."""
+    effect = declared if given is None else given
+    return {"smallest_effect": effect, "declared_beforehand": effect == declared}
 
 
 def _differing(starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -65,6 +65,8 @@ class EventFiles:
     one sweep a step at or before the last one written is dropped.
     """
 
+    essential = False
+
     def __init__(self, directory: Path) -> None:
         self._directory = Path(directory)
         self._writers: dict[str, SummaryWriter] = {}

@@ -49,6 +49,8 @@ class ProgressTable:
     seconds. The console is made at first use, so that a copy of the observer can be pickled before.
     """
 
+    essential = False
+
     def __init__(
         self,
         pending: "Sequence[Trial]",

@@ -33,8 +33,8 @@ def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mappi
 
     `trials` is the sweep's table, `curves` its progress records by trial id. `info` has `name`, `preset`, `planned`
     (trials), `seeds`, `failed` (a list of trial, cell, seed, error), `missing` (trial ids), `horizon` (tokens a
-    trial), `equal_at`, `smallest_effect` (nats or None), `environment` (a mapping), `floor` (nats or None) and
-    `rerun` (a command); `factors` where they are not the three mechanisms.
+    trial), `equal_at`, `smallest_effect` (nats or None), `declared_beforehand` (that), `environment` (a mapping),
+    `floor` (nats or None) and `rerun` (a command); `factors` where they are not the three mechanisms.
     """
     factors = tuple(info.get("factors", FACTORS))
     effects = estimate(trials, factors, smallest_effect=info["smallest_effect"])
@@ -50,7 +50,7 @@ def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mappi
         "![Effects, interactions, paired learning curves and cost](report.png)\n\n"
         "One colour is one cell everywhere. Thick bars are blocked intervals, thin ones seed-wise, each tick is a "
         "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in files if name.endswith(".png")) + ".",
-        _second(second),
+        _second(second, effects),
         _cost(trials, factors),
         _sanity(effects, trials, lost, info),
         _environment(info),
@@ -98,11 +98,11 @@ def _detection(effects: Effects) -> str:
         "step of Holm); a smaller one may well have been missed, which is no evidence that there is none."
     )
     if effects.smallest_effect is not None:
-        text += f" The smallest effect of interest was declared to be {effects.smallest_effect:g} nats."
+        text += f" The smallest effect of interest is {effects.smallest_effect:g} nats."
     return head + text
 
 
-def _second(second: pd.DataFrame) -> str:
+def _second(second: pd.DataFrame, effects: Effects) -> str:
     rows = [
         (
             row["term"] if row["term"] == "synergy" else f"{row['term']} − base",
@@ -121,6 +121,8 @@ def _second(second: pd.DataFrame) -> str:
         + (
             "\n\nA second family, adjusted on its own. Synergy is full − base − the sum of each mechanism's own "
             "difference."
+            + " A trial diverged, so what remains is a selected sample and claims nothing." * effects.withheld
+            + " So few blocks are exploratory and claim nothing." * effects.exploratory
         )
     )
 
@@ -200,7 +202,10 @@ def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Ma
         ("Failed", [f"{f['cell']} seed {f['seed']}: {f['error']}" for f in info["failed"]]),
         ("Missing", [str(trial) for trial in info["missing"]]),
         ("Diverged", [f"{cell} seed {seed}" for cell, seed in diverged_trials(trials)]),
-        ("Seed blocks left out of the estimates", [str(seed) for seed in effects.incomplete]),
+        (
+            "Seed blocks left out of the estimates",
+            [str(seed) for seed in range(info["seeds"]) if seed not in effects.blocks],
+        ),
     ):
         lines.append(f"{name}: {'; '.join(entries) or 'none'}")
     text = "## Sanity\n\n" + "\n".join(f"- {line}" for line in lines)

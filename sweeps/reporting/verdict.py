@@ -26,6 +26,11 @@ def sentences(effects: Effects, info: Mapping[str, Any]) -> list[str]:
     where = horizon(info)
     rows = effects.table.to_dict(orient="records")
     said = [_headline(effects, where)]
+    if not info["declared_beforehand"]:
+        said.append(
+            f"The smallest effect of interest, {info['smallest_effect']:g} nats, was named after the sweep had begun: "
+            "verdicts that rest on it are post hoc."
+        )
     if effects.blocks:
         said += [_sentence(effects, row, where) for row in rows]
     return said
@@ -50,6 +55,7 @@ def document(
         "effects": effects.table.to_dict(orient="records"),
         "smallest_detectable": effects.smallest_detectable,
         "smallest_effect_of_interest": effects.smallest_effect,
+        "smallest_effect_declared_beforehand": info["declared_beforehand"],
         "sigma": effects.sigma,
         "second_family": second.to_dict(orient="records"),
         "failed": info["failed"],
@@ -133,11 +139,17 @@ def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
             f"{interval(row['blocked_low'], row['blocked_high'])} blocked; Holm p {p_value(row['p_adjusted'])})"
         )
     text += "."
+    if _excludes_zero(row, "blocked") != _excludes_zero(row, "seedwise"):
+        text += " The two intervals disagree about 0, so the seed-wise one may show that it differs between seeds."
     if effects.withheld or effects.exploratory:
         return text
     if ":" in term and verdict.startswith(("helps", "hurts")):
-        amount = "more" if row["estimate"] < 0 else "less"
-        text += f" Together they lower the loss by {amount} than their separate effects add up to."
+        amount = "lower" if row["estimate"] < 0 else "higher"
+        text += (
+            f" With both on the loss is {amount} than their separate effects add up to."
+            if term.count(":") == 1
+            else " How two of them act together depends on the third."
+        )
     if verdict == "undecided":
         if effects.smallest_effect is None:
             text += f" With 90 % confidence it lies within {interval(row['bound_low'], row['bound_high'])}."
@@ -145,8 +157,6 @@ def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
             needed = power.blocks_needed(effects.smallest_effect, effects.sigma, len(effects.factors))
             blocks = f"{needed:,}" if needed else "more than a million"
             text += f" {blocks} seed blocks would find {effects.smallest_effect:g} nats with 80 % probability."
-    if _excludes_zero(row, "blocked") != _excludes_zero(row, "seedwise"):
-        text += " The two intervals disagree about 0, so the seed-wise one may show that it differs between seeds."
     return text
 
 

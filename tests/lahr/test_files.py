@@ -8,7 +8,8 @@ from lahr.files import Folder
 
 @pytest.fixture(params=["path", "uri"])
 def folder(request, tmp_path) -> Folder:
-    return Folder.at(tmp_path / "f" if request.param == "path" else f"file://{tmp_path}/f")
+    # Made directly, the URI goes the way of an object store's.
+    return Folder.at(tmp_path / "f") if request.param == "path" else Folder(f"file://{tmp_path}/f")
 
 
 def test_what_is_written_is_read_listed_and_removed(folder):
@@ -44,6 +45,19 @@ def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path, monkeypatch):
         folder.write("a", b"new")
     assert folder.read("a") == b"old"
     assert folder.names() == ["a"]
+
+
+def test_a_file_uri_is_a_path(tmp_path):
+    """Seen to fail: its parents were not made."""
+    assert Folder.at(f"file://{tmp_path}/a%20b") == Folder(f"{tmp_path}/a b")
+
+
+def test_only_one_of_two_makes_a_new_file(tmp_path):
+    folder = Folder.at(tmp_path)
+    assert folder.write_new("x/lease", b"mine")
+    assert not folder.write_new("x/lease", b"yours")
+    assert folder.read("x/lease") == b"mine"
+    assert folder.names("x") == ["lease"]
 
 
 def test_a_uri_nobody_reads_is_said():

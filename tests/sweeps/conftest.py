@@ -103,6 +103,7 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
         "horizon": TOKENS,
         "equal_at": "tokens",
         "smallest_effect": None,
+        "declared_beforehand": True,
         "floor": 2.05,
         "environment": {"commit": "abc1234", "torch": "2.13.0", "machine": "2 × CPU", "seconds": 713.0},
         "rerun": "python sweeps/factorial.py --preset quick",

@@ -153,8 +153,11 @@ def test_a_split_batch_gives_the_whole_batchs_step(tiny, tiny_data):
     assert split == pytest.approx(whole, rel=1e-9)
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(tiny, tiny_data, tmp_path):
-    config, folder = tiny(lr=1e25, warmup=0.0, clip_norm=1e30), Folder.at(tmp_path)
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(cell, tiny, tiny_data, tmp_path):
+    """In an evaluation or in training. Seen to fail where the memory's weights were NaN: its metrics raised."""
+    config = tiny(cell, lr=1e25, warmup=0.0, clip_norm=1e30, evaluations=24)
+    folder = Folder.at(tmp_path)
     records = list(train(config, tiny_data, Runtime(), folder))
     assert [r.status for r in records[:-1]] == ["running"] * (len(records) - 1)
     assert records[-1].status == "diverged"

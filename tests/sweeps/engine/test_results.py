@@ -121,7 +121,22 @@ def test_finished_trials_of_the_same_id_are_taken_over(results, make_design, tmp
     assert other.take_over(results, larger) == 0
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "/x"])
+def test_trials_that_were_executed_in_another_way_are_not_taken_over(results, make_design, tmp_path):
+    """Two workers give other bits than one. Seen to fail: they were mixed within a block."""
+    record(results, make_design(), make_design().trials()[1])
+    other = Results.at(str(tmp_path), "wide")
+    other.begin(make_design(), Runtime(workers=2), ABOUT, {})
+    with pytest.raises(ConfigError, match=r"executed in another way \(workers 1 there, 2 here\)"):
+        other.take_over(results, make_design())
+    assert other.table(make_design()).empty
+
+
+def test_every_start_leaves_its_environment(results, make_design):
+    results.begin(make_design(), Runtime(), ABOUT, {"commit": "b"})
+    assert results.header()["starts"] == [{}, {"commit": "b"}]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "a b", "/x", "x" * 129])
 def test_names_that_are_no_folder_name_are_refused(tmp_path, name):
     with pytest.raises(ConfigError, match="--name"):
         Results.at(str(tmp_path), name)
@@ -132,6 +147,9 @@ def test_a_folder_without_a_sweep_and_a_damaged_one_are_said(tmp_path, results):
         Results.at(str(tmp_path), "none").design()
     results.folder.write("design.json", b"{")
     with pytest.raises(ConfigError, match="is damaged"):
+        results.design()
+    results.folder.write("design.json", b"{}")
+    with pytest.raises(ConfigError, match="is not a sweep's"):
         results.design()
 
 
@@ -155,3 +173,33 @@ def test_a_dead_sweeps_lease_is_taken_at_once_and_a_silent_ones_after_a_while(tm
     folder.write("lease.json", json.dumps({**elsewhere, "time": time.time() - 60}).encode())
     with lease.held(folder):
         pass
+
+
+def test_a_sweep_that_lost_its_lease_stops_and_leaves_the_others_alone(tmp_path, monkeypatch):
+    """Its machine slept, say. Seen to fail: it overwrote the other's lease, and removed it at the end."""
+    monkeypatch.setattr(lease, "_BEAT_S", 0.05)
+    folder = Folder.at(tmp_path)
+    theirs = {"host": "another", "pid": 1, "owner": "them", "time": time.time()}
+
+    def sleep_too_long() -> None:
+        time.sleep(0.2)
+        assert folder.read_json("lease.json")["pid"] == os.getpid()
+        folder.write("lease.json", json.dumps(theirs).encode())
+        time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt), lease.held(folder):
+        sleep_too_long()
+    assert folder.read_json("lease.json") == theirs
+
+
+def test_of_two_starts_at_once_one_holds_the_lease(tmp_path, monkeypatch):
+    """Both have seen that nobody holds it; the slower one is refused."""
+    folder = Folder.at(tmp_path)
+    real, checks = lease.refuse_if_held, []
+    monkeypatch.setattr(lease, "refuse_if_held", lambda f: checks.append(1) or (len(checks) > 1 and real(f)))
+    monkeypatch.setattr(Folder, "remove", lambda self, name: None)
+    other = {"host": "another", "pid": 1, "owner": "them", "time": time.time()}
+    folder.write("lease.json", json.dumps(other).encode())
+    with pytest.raises(ConfigError, match="another sweep is running"), lease.held(folder):
+        pytest.fail("two sweeps hold one folder")
+    assert folder.read_json("lease.json") == other

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -22,6 +23,8 @@ ABOUT = {"preset": "smoke", "data": {"corpus": "x", "floor": None}}
 
 class Heard:
     """An observer that keeps what it is told."""
+
+    essential = False
 
     def __init__(self) -> None:
         self.started_, self.steps, self.finished_, self.failed_ = [], {}, {}, {}
@@ -78,11 +81,44 @@ def test_a_cluster_too_small_for_one_trial_is_said():
         Cluster(cpus=16, gpus=0).lanes(Runtime(device="cuda"))
 
 
-def test_an_address_where_no_ray_answers_is_said(monkeypatch):
+def test_concurrency_bounds_a_fixed_cluster_and_fills_a_growing_one():
+    """Seen to fail: it was taken as it is where nothing can grow, and the sweep waited for ever."""
+    fixed, growing = Cluster(cpus=4, gpus=0), Cluster(cpus=4, gpus=0, grows=True)
+    assert fixed.lanes(Runtime(), 2) == 2
+    assert fixed.lanes(Runtime(), 99) == 4
+    assert growing.lanes(Runtime(), 99) == 99
+    assert growing.lanes(Runtime()) == 4
+    assert growing.lanes(Runtime(device="cuda"), 8) == 8
+    with pytest.raises(ConfigError, match="--workers"):
+        fixed.lanes(Runtime(workers=5), 1)
+    with pytest.raises(ConfigError, match="--concurrency"):
+        growing.lanes(Runtime(device="cuda"))
+
+
+def test_an_address_where_no_ray_answers_is_said_at_once(monkeypatch):
+    """Ray itself tries for minutes. Seen to fail without the question to the port."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    monkeypatch.setattr("ray.init", lambda **_: (_ for _ in ()).throw(ConnectionError("refused")))
+    began = time.monotonic()
     with pytest.raises(ConfigError, match=r"no Ray answers at .127\.0\.0\.1:1"), schedule.connected(None):
         pass
+    assert time.monotonic() - began < 5
+
+
+def test_an_observer_that_fails_is_dropped_unless_it_is_essential(make_design, caplog):
+    trial = make_design().trials()[0]
+
+    class Broken(Heard):
+        def failed(self, trial, error):
+            raise OSError("its file is gone")
+
+    broken, heard = Broken(), Heard()
+    relay = schedule._Relay({trial.id: trial}, [broken, heard])
+    relay.give_up_the_rest()
+    assert list(heard.failed_) == [trial.id]
+    assert "Broken failed; going on without it" in caplog.text
+    broken.essential = True
+    with pytest.raises(OSError, match="its file is gone"):
+        schedule._Relay({trial.id: trial}, [broken, heard]).give_up_the_rest()
 
 
 def test_a_launch_survives_the_way_to_a_worker(make_design):
@@ -115,6 +151,8 @@ def undisturbed(trial: Trial, data) -> float:
 
 class KillOneWorker:
     """Ends a training worker with SIGKILL, once, when the first trial has ended."""
+
+    essential = False
 
     def __init__(self) -> None:
         self.killed = 0

@@ -81,7 +81,7 @@ def test_sentences_say_helps_hurts_and_what_an_undecided_effect_would_take(made)
     trials = made.trials(8, sigma=0.02)
     said = {line.split()[0].rstrip(":"): line for line in sentences(estimate(trials), made.info(trials))}
     assert "Verdict" in said and said["latent"].startswith("latent helps") and said["mod"].startswith("mod hurts")
-    assert "less than their separate effects add up to" in said["latent:memory"]
+    assert "With both on the loss is higher than their separate effects add up to" in said["latent:memory"]
     assert "With 90 % confidence" in said["mod:latent"]
     declared = sentences(estimate(trials, smallest_effect=0.001), made.info(trials, smallest_effect=0.001))
     assert any("seed blocks would find 0.001 nats with 80 % probability" in line for line in declared)

@@ -43,6 +43,9 @@ def test_one_trial_without_ray_and_again_from_its_checkpoint(tmp_path, cache):
     assert second.returncode == 0, second.stderr
     assert "warning: checkpoint step-24 is not used" in second.stdout.replace("\n", " ")
     assert [p.name for p in (tmp_path / "runs").iterdir()] == [run.name]
+    refused = lahr(tmp_path, cache, *words, "--threads", "2")
+    assert refused.returncode == 2
+    assert "was begun with threads 1, now 2" in refused.stderr
     again = pd.read_parquet(run / "metrics.parquet")
     assert again["val_loss"].dropna().tolist() == curve["val_loss"].dropna().tolist()
 

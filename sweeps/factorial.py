@@ -35,8 +35,8 @@ from sweeps.reporting import event_files, report
 from sweeps.reporting.progress import ProgressTable
 from sweeps.reporting.verdict import sentences
 
-_GUESSED_SIGMA = 0.04
-"""Nats; the residual sd of half-million-token runs at about a million parameters, where a sweep has none yet."""
+_GUESSED_SIGMA = 0.012
+"""Nats; the residual sd that `quick` had on two corpora (docs/notebook.md), for a sweep that has none yet."""
 
 
 def main(argv: list[str]) -> int:
@@ -256,7 +256,7 @@ def _sigma(results: Results, design: Design) -> tuple[float, str]:
         effects = estimate(results.table(design))
         if len(effects.blocks) >= 3:
             return effects.sigma, f"from the {len(effects.blocks)} blocks of this sweep"
-    return _GUESSED_SIGMA, "a guess: half-million-token runs of about a million parameters have it"
+    return _GUESSED_SIGMA, "a guess: what `quick` had on two corpora"
 
 
 def _other(path: str) -> Results:

@@ -26,7 +26,17 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lahr.config import DataConfig, ModelConfig, Preset, TrainConfig, TrialConfig, check, preset, with_levels
+from lahr.config import (
+    DataConfig,
+    ModelConfig,
+    Preset,
+    TrainConfig,
+    TrialConfig,
+    check,
+    from_dict,
+    preset,
+    with_levels,
+)
 from lahr.data import prepare
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
@@ -99,18 +109,15 @@ def main(argv: list[str]) -> int:
     folder = Folder.at(options.out).child(
         f"{options.preset}-s{config.seed}-{config.fingerprint(data.content_hash)}"
     )
-    executed = asdict(runtime)
     if folder.exists("config.json"):
-        begun = folder.read_json("config.json")["runtime"]
-        differing = [
-            f"{name} {begun[name]}, now {executed[name]}" for name in executed if begun[name] != executed[name]
-        ]
+        begun = from_dict(Runtime, folder.read_json("config.json")["runtime"])
+        differing = [f"{name} {then}, now {now}" for name, (then, now) in begun.differences(runtime).items()]
         check(
             not differing,
             f"{folder.uri} was begun with {'; '.join(differing)}, which would change its bits; give what it was begun "
             "with, or another --out",
         )
-    folder.write_json("config.json", {**asdict(config), "runtime": executed})
+    folder.write_json("config.json", {**asdict(config), "runtime": asdict(runtime)})
     console.print(
         f"{parameter_counts(model)['total']:,} parameters, {config.steps:,} steps of {config.tokens_per_step:,} tokens "
         f"of {data.description}, {precision} on {device}\n{folder.uri}"

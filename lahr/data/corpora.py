@@ -85,7 +85,6 @@ def find_corpus(config: DataConfig) -> Corpus:
 
 def anchored(config: DataConfig) -> DataConfig:
     """The same data with local files by their absolute paths, for a process that works in another folder."""
-
     corpus, tokenizer = Path(config.corpus.strip()).expanduser(), Path(config.tokenizer)
     if config.corpus.strip() not in {"stories", *HUB_NAMES} and corpus.exists():
         config = replace(config, corpus=str(corpus.resolve()))

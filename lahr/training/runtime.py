@@ -2,7 +2,7 @@
 
 import os
 import resource
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 import torch
@@ -29,6 +29,11 @@ class Runtime:
         check(self.workers >= 1, f"workers is {self.workers}; it must be at least 1")
         check(self.threads >= 1, f"threads is {self.threads}; it must be at least 1")
         check(self.micro_batch >= 0, f"micro_batch is {self.micro_batch}; it must be 0 or more")
+
+    def differences(self, other: "Runtime") -> dict[str, tuple[object, object]]:
+        """Field → this one's value and the other's, where they differ: then the same trial ends in other bits."""
+        ours, theirs = asdict(self), asdict(other)
+        return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
 
 def has_bf16(device: str) -> bool:

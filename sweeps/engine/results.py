@@ -117,10 +117,8 @@ class Results:
 
         `ConfigError` if they were executed in another way: then they are not what this sweep would have got.
         """
-        ours, theirs = asdict(self.runtime()), asdict(other.runtime())
-        differing = [
-            f"{name} {theirs[name]} there, {ours[name]} here" for name in ours if ours[name] != theirs[name]
-        ]
+        unlike = self.runtime().differences(other.runtime())
+        differing = [f"{name} {there} there, {here} here" for name, (here, there) in unlike.items()]
         check(
             not differing,
             f"--reuse {other.folder.uri}: its trials were executed in another way ({'; '.join(differing)}); "

@@ -133,11 +133,7 @@ def connected(address: str | None) -> Iterator[Cluster]:
         context: Any = ray.init(address=address, **quiet)
     except (ConnectionError, RuntimeError, ValueError) as error:
         _restore(outer)
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"no Ray answers at {address!r} ({reason}); start one with `ray start --head`, give another --address, "
-            "or leave it out (and unset RAY_ADDRESS) to start one here"
-        ) from error
+        raise _no_ray(address, str(error).strip().splitlines()[0]) from error
     # Helpers of Ray look up their cluster by these, and another Ray may be visible on this machine.
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
     if context.dashboard_url:
@@ -158,10 +154,14 @@ def _refuse_a_dead_address(address: str) -> None:
     try:
         socket.create_connection((at[1], int(at[2])), timeout=_ADDRESS_S).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"no Ray answers at {address!r} ({error}); start one with `ray start --head`, give another --address, or "
-            "leave it out (and unset RAY_ADDRESS) to start one here"
-        ) from error
+        raise _no_ray(address, str(error)) from error
+
+
+def _no_ray(address: str, reason: str) -> ConfigError:
+    return ConfigError(
+        f"no Ray answers at {address!r} ({reason}); start one with `ray start --head`, give another --address, or "
+        "leave it out (and unset RAY_ADDRESS) to start one here"
+    )
 
 
 def _restore(environment: Mapping[str, str]) -> None:

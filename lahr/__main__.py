@@ -26,21 +26,15 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from lahr.config import (
-    DataConfig,
-    ModelConfig,
-    Preset,
-    TrainConfig,
-    TrialConfig,
-    check,
-    from_dict,
-    preset,
-    with_levels,
-)
+from lahr.config import DataConfig, TrainConfig, TrialConfig
 from lahr.data import prepare
+from lahr.errors import check
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
+from lahr.model_config import ModelConfig
 from lahr.options import parse, run
+from lahr.plain import from_dict
+from lahr.presets import Preset, preset, with_levels
 from lahr.training.loop import train
 from lahr.training.progress import Progress as Record
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision

@@ -17,9 +17,10 @@ import ray.train
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from lahr.config import TrialConfig, from_dict
+from lahr.config import TrialConfig
 from lahr.data import TokenData, prepare
 from lahr.files import Folder
+from lahr.plain import from_dict
 from lahr.training import checkpoints
 from lahr.training.loop import train
 from lahr.training.progress import Progress

@@ -14,7 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
-from lahr.config import ConfigError
+from lahr.errors import ConfigError
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
-from lahr.config import ConfigError, Preset, nearest, preset
+from lahr.errors import ConfigError, nearest
+from lahr.presets import Preset, preset
 
 Options = TypeVar("Options")
 DEFAULT_PRESET = "quick"

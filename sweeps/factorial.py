@@ -21,7 +21,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from lahr.config import check
+from lahr.errors import check
 from lahr.files import Folder
 from lahr.options import parse
 from lahr.options import run as run_main

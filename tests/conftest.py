@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from lahr.config import DataConfig, ModelConfig, TrainConfig, TrialConfig, with_levels
+from lahr.config import DataConfig, TrainConfig, TrialConfig
 from lahr.data import TokenData, prepare
+from lahr.model_config import ModelConfig
+from lahr.presets import with_levels
 
 LEVELS = {"mod": {"mod_capacity": 0.25}, "latent": {"latent_iterations": 2}, "memory": {"memory_slots": 64}}
 CELLS = ("base", "mod", "latent", "memory", "mod+latent", "mod+memory", "latent+memory", "mod+latent+memory")

@@ -11,8 +11,8 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from lahr.config import check
 from lahr.data.shards import Split
+from lahr.errors import check
 
 
 class Batches:

@@ -18,9 +18,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lahr.config import ConfigError, DataConfig, check
+from lahr.config import DataConfig
 from lahr.data import stories
 from lahr.data.hub import one_line, unreachable
+from lahr.errors import ConfigError, check
 
 END_OF_TEXT = "<|endoftext|>"
 HUB_NAMES = {"tinystories": "roneneldan/TinyStories"}

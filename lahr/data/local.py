@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lahr.config import ConfigError, check
 from lahr.data.corpora import END_OF_TEXT, split_marked
+from lahr.errors import ConfigError, check
 
 KINDS = {
     ".parquet": "parquet",

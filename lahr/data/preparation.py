@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from lahr.config import DataConfig, canonical_json, check
+from lahr.config import DataConfig
 from lahr.data.corpora import END_OF_TEXT, SPLIT_RULES, Corpus, Document, find_corpus
 from lahr.data.shards import (
     FORMAT,
@@ -28,6 +28,8 @@ from lahr.data.shards import (
     write_manifest,
 )
 from lahr.data.tokenizer import TRAINING_BYTES, load_tokenizer, train_bpe
+from lahr.errors import check
+from lahr.plain import canonical_json
 
 Report = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""

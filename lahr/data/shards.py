@@ -24,7 +24,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from lahr.config import canonical_json, check
+from lahr.errors import check
+from lahr.plain import canonical_json
 
 SHARD_TOKENS = 1 << 26
 """Tokens in a shard: 128 MiB of uint16."""

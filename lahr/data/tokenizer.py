@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from lahr.config import ConfigError, check
 from lahr.data.corpora import END_OF_TEXT
 from lahr.data.hub import one_line, unreachable
+from lahr.errors import ConfigError, check
 
 TRAINING_BYTES = 20_000_000
 """A BPE is trained on at most this much of the training split, its beginning."""

@@ -10,9 +10,9 @@ whole square (4Td) for windows of one query slice and nears the half for long on
 import math
 from typing import Literal
 
-from lahr.config import ModelConfig
 from lahr.model.layers import attention_span
 from lahr.model.mixture_of_depths import capacity_tokens, predictor_width
+from lahr.model_config import ModelConfig
 
 Convention = Literal["useful", "counter"]
 
@@ -37,7 +37,7 @@ def flops_per_token(config: ModelConfig, convention: Convention = "useful") -> d
     if c.latent_iterations:
         latent = c.latent_iterations * (block + (4 * d if useful else 0)) + 2 * d * d
     if c.memory_slots:
-        h, dk, n, top = c.memory_heads, c.memory_key_dim, math.isqrt(c.memory_slots), c.memory_top_k
+        h, dk, n, top = c.memory_heads, c.memory_key_dim, math.isqrt(c.memory_slots), c.memory_reads
         memory = 2 * d * h * dk + 2 * h * n * dk + 4 * d * d + (h * top**2 + 2 * h * top * d if useful else 0)
     return {
         "head": float(2 * d * c.vocab_size),

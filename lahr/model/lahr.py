@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lahr.config import ModelConfig
 from lahr.model.latent_reasoning import LatentReasoning
 from lahr.model.layers import Block, RMSNorm, Rotary, parameter, rotary_table
 from lahr.model.memory import Memory, use
 from lahr.model.mixture_of_depths import Routed, RoutedBlock, Routing
+from lahr.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class LAHR(nn.Module):
             for i in range(c.n_layers)
         )
         self.memory = (
-            Memory(c.d_model, c.memory_slots, c.memory_heads, c.memory_top_k, c.memory_key_dim)
+            Memory(c.d_model, c.memory_slots, c.memory_heads, c.memory_reads, c.memory_key_dim)
             if c.memory_slots
             else None
         )

@@ -7,7 +7,8 @@ from typing import Literal
 
 import torch
 
-from lahr.config import ConfigError, Precision, TrialConfig, check
+from lahr.config import Precision, TrialConfig
+from lahr.errors import ConfigError, check
 
 _LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 """Room for one forward pass's logits with their gradient, which is what grows first with the batch."""

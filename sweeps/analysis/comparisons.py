@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lahr.config import check
+from lahr.errors import check
 from sweeps.analysis.effects import FACTORS, blocks_by_cell, contrasts, corner_cells, fit, holm, paired_p
 
 SYNERGY = "synergy"

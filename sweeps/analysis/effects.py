@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from lahr.config import check
+from lahr.errors import check
 from sweeps.analysis import power
 
 FACTORS = ("mod", "latent", "memory")

@@ -16,7 +16,7 @@ import math
 from scipy import stats
 from scipy.optimize import brentq
 
-from lahr.config import check
+from lahr.errors import check
 
 ALPHA = 0.05
 POWER = 0.8

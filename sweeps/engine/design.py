@@ -12,8 +12,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from lahr.config import TrialConfig, canonical_json, check, from_dict, with_levels
+from lahr.config import TrialConfig
+from lahr.errors import check
 from lahr.model.flops import parameter_counts, training_flops_per_token
+from lahr.plain import canonical_json, from_dict
+from lahr.presets import with_levels
 
 Level = float | int
 

@@ -17,7 +17,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from lahr.config import ConfigError
+from lahr.errors import ConfigError
 from lahr.files import Folder
 
 _BEAT_S = 5.0

@@ -10,9 +10,12 @@ from typing import Literal
 
 import tyro
 
-from lahr.config import DataConfig, ModelConfig, Preset, TrainConfig, TrialConfig, check
+from lahr.config import DataConfig, TrainConfig, TrialConfig
+from lahr.errors import check
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
+from lahr.model_config import ModelConfig
+from lahr.presets import Preset
 from sweeps.engine.design import Design, Factor
 
 Command = Literal["run", "plan", "status", "report"]

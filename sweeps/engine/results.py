@@ -21,8 +21,9 @@ from typing import Any
 
 import pandas as pd
 
-from lahr.config import ConfigError, check, from_dict
+from lahr.errors import ConfigError, check
 from lahr.files import Folder
+from lahr.plain import from_dict
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 from sweeps.engine.design import Design, Trial, differences, parameters

@@ -37,8 +37,8 @@ from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
 
 from lahr import distributed
-from lahr.config import ConfigError, check
 from lahr.distributed import Launch
+from lahr.errors import ConfigError, check
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 from sweeps.engine.design import Trial

@@ -15,8 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lahr.config import Precision, TrialConfig, check
+from lahr.config import Precision, TrialConfig
 from lahr.data import TokenData, anchored, prepare
+from lahr.errors import check
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
 from lahr.training.timing import seconds_per_trial
 from sweeps.engine.design import Design

@@ -6,18 +6,11 @@ from fractions import Fraction
 
 import pytest
 
-from lahr.config import (
-    PRESETS,
-    ConfigError,
-    DataConfig,
-    ModelConfig,
-    TrainConfig,
-    TrialConfig,
-    canonical_json,
-    from_dict,
-    preset,
-    with_levels,
-)
+from lahr.config import DataConfig, TrainConfig, TrialConfig
+from lahr.errors import ConfigError
+from lahr.model_config import ModelConfig
+from lahr.plain import canonical_json, from_dict
+from lahr.presets import PRESETS, preset, with_levels
 
 MODEL = ModelConfig(vocab_size=61, d_model=32, n_layers=4, n_heads=4, max_seq_len=24)
 TRIAL = TrialConfig(MODEL, DataConfig(), TrainConfig(tokens=9_600, batch_size=4))
@@ -34,7 +27,30 @@ TRIAL = TrialConfig(MODEL, DataConfig(), TrainConfig(tokens=9_600, batch_size=4)
         ({"mod_capacity": 1.01}, "mod_capacity is 1.01; it must be above 0 and at most 1"),
         ({"mod_capacity": float("nan")}, "mod_capacity is nan"),
         ({"mod_capacity": 0.5, "n_layers": 1}, "routes every second block; model.n_layers is 1"),
+        ({"mod_capacity": 0.01}, "mod_capacity is 0.01, which routes no token of 24 .*; give at least 0.042"),
+        ({"mod_z_loss": -1.0}, "mod_z_loss is -1.0; it must be 0"),
+        ({"n_layers": 0}, "model.n_layers is 0; it must be at least 1, or 0 with a latent core"),
         ({"latent_iterations": -1}, "latent_iterations is -1; it must be 0"),
+        ({"latent_iterations": 2, "latent_core_layers": 5}, "latent_core_layers is 5; it must be 1 to 4"),
+        ({"latent_iterations": 2, "latent_layer": 5}, "latent_layer is 5; it must be 0 to 4"),
+        ({"latent_iterations": 1, "latent_capacity": 0.5}, "beyond the first, and latent_iterations is 1"),
+        ({"latent_iterations": 2, "latent_capacity": 0.0}, "latent_capacity is 0.0; it must be above 0"),
+        ({"latent_iterations": 2, "latent_capacity": 0.02}, "latent_capacity is 0.02, which routes no token of 24"),
+        ({"latent_iterations": 2, "latent_halting": "act", "latent_capacity": 0.5}, "both decide which"),
+        ({"latent_iterations": 2, "latent_halting": "gate"}, "latent_mode is 'fixed'.*give latent_mode sampled"),
+        (
+            {"latent_iterations": 2, "latent_halting": "gate", "latent_mode": "sampled", "latent_layer": 2},
+            "latent_layer is 2.*leave latent_layer out",
+        ),
+        ({"latent_iterations": 2, "latent_halting": "act", "latent_mode": "sampled"}, "give latent_mode fixed"),
+        ({"latent_iterations": 2, "latent_exit": 0.0}, "latent_exit is 0.0; it is a probability"),
+        ({"latent_iterations": 2, "latent_ponder": -1.0}, "latent_ponder is -1.0"),
+        ({"memory_slots": 128, "memory_kind": "slots", "memory_top_k": 129}, "memory_top_k is 129; .*1 to 128"),
+        (
+            {"memory_slots": 64, "memory_kind": "knn", "memory_layer": 1},
+            "memory_layer is 1, which Mixture-of-Depths",
+        ),
+        ({"memory_slots": 64, "memory_kind": "knn", "memory_layer": 4}, "memory_layer is 4; it must be 0 to 3"),
         ({"memory_slots": -4}, "memory_slots is -4"),
         ({"memory_slots": 128}, "memory_slots is 128; product keys need a square number, such as 121 or 144"),
         ({"memory_slots": 16}, "memory_top_k is 8; with 16 slots it must be 1 to 4"),
@@ -61,6 +77,9 @@ def test_a_model_that_cannot_be_built_is_refused(changes, said):
         ({"beta2": 1.0}, "train.beta2 is 1.0"),
         ({"clip_norm": 0.0}, "train.clip_norm is 0.0"),
         ({"evaluations": 0}, "train.evaluations is 0"),
+        ({"decay": 0.0}, "train.decay is 0.0"),
+        ({"schedule": "wsd", "warmup": 0.5, "decay": 0.6}, "more than the whole run"),
+        ({"decayed_points": 2}, "train.decayed_points branches decays off a constant rate"),
     ],
 )
 def test_a_training_that_cannot_be_run_is_refused(changes, said):
@@ -74,12 +93,51 @@ def test_a_trial_needs_at_least_one_batch_and_drops_the_rest():
     assert replace(TRIAL, train=replace(TRIAL.train, tokens=96 * 3 - 1)).steps == 2
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": DataConfig(segments=8)}, "train.batch_size is 4, which is no whole number of rows of 8"),
+        (
+            {"model": replace(MODEL, memory_slots=64, memory_kind="knn")},
+            "memory_kind is 'knn' and data.segments is 1.*give data.segments of 2 or more",
+        ),
+    ],
+)
+def test_a_trial_whose_parts_do_not_fit_is_refused(changes, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(TRIAL, **changes)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"segments": 0}, "data.segments is 0"),
+        ({"segments": 3}, "data.validation_blocks is 128, which is no whole number of rows of 3"),
+        ({"validation_blocks": 0}, "data.validation_blocks is 0"),
+        ({"corpus": " "}, "data.corpus is empty"),
+    ],
+)
+def test_data_that_cannot_be_read_is_refused(given, said):
+    with pytest.raises(ConfigError, match=said):
+        DataConfig(**given)
+
+
 def test_defaults_are_those_of_the_paper_of_each_part():
     assert MODEL.hidden_dim == 8 * 32 // 3
     assert MODEL.routed_layers == ()
     assert replace(MODEL, mod_capacity=0.5).routed_layers == (1, 3)
     assert MODEL.memory_position == 2
     assert replace(MODEL, memory_layer=0).memory_position == 0
+    assert replace(MODEL, memory_kind="slots").memory_position == 0
+    assert [replace(MODEL, memory_kind="knn", n_layers=n).memory_position for n in (1, 2, 4, 6, 10)] == [
+        0,
+        0,
+        2,
+        2,
+        4,
+    ]
+    assert (MODEL.memory_reads, replace(MODEL, memory_kind="knn").memory_reads) == (8, 32)
+    assert (MODEL.latent_position, replace(MODEL, latent_layer=2).latent_position) == (4, 2)
 
 
 def test_a_configuration_survives_json_and_a_wrong_one_is_named():
@@ -105,24 +163,52 @@ def test_the_fingerprint_names_the_configuration_and_the_content_and_never_the_p
     assert len(own) == 12
     elsewhere = replace(TRIAL.data, corpus="elsewhere.txt", text_column="t", tokenizer="there/tokenizer.json")
     assert replace(TRIAL, data=elsewhere).fingerprint("content") == own
+    on = replace(MODEL, mod_capacity=0.5, latent_iterations=2, latent_capacity=0.5, memory_slots=256)
+    full = replace(TRIAL, model=on)
     others = {
         TRIAL.fingerprint("other"),
         replace(TRIAL, seed=1).fingerprint("content"),
         replace(TRIAL, precision="bf16").fingerprint("content"),
         replace(TRIAL, train=replace(TRIAL.train, lr=2e-3)).fingerprint("content"),
+        full.fingerprint("content"),
         *(
-            replace(TRIAL, model=replace(MODEL, **{f.name: _other(f.name)})).fingerprint("content")
-            for f in fields(MODEL)
+            replace(full, model=replace(on, **{f.name: _other(on, f.name)})).fingerprint("content")
+            for f in fields(on)
+            if f.name != "latent_halting"
         ),
     }
-    assert len(others) == 4 + len(fields(MODEL))
+    assert len(others) == 5 + len(fields(on)) - 1
     assert own not in others
 
 
-def _other(name: str) -> object:
-    """A value of a model's field that is not `MODEL`'s."""
-    value = getattr(MODEL, name)
-    special = {"mod_capacity": 0.5, "mod_gate": "raw", "memory_slots": 256, "d_ff": 7, "memory_layer": 1}
+def test_the_settings_of_a_mechanism_that_is_off_do_not_enter_the_fingerprint():
+    """So that a baseline is one trial, whatever the cells beside it are. Seen to fail without `settled`."""
+    odd = {"mod_router": "random", "latent_halting": "act", "latent_core_layers": 2, "memory_heads": 2}
+    assert replace(TRIAL, model=replace(MODEL, **odd)).fingerprint("c") == TRIAL.fingerprint("c")
+    routed = replace(MODEL, latent_iterations=2, latent_capacity=0.5, mod_router="random")
+    assert routed.settled() == routed  # the core's router has these settings too
+    assert replace(MODEL, memory_slots=256, memory_heads=2).settled().memory_heads == 2
+
+
+def _other(config: ModelConfig, name: str) -> object:
+    """A valid value of a model's field that is not `config`'s."""
+    special = {
+        "mod_capacity": 0.25,
+        "mod_router": "random",
+        "mod_gate": "raw",
+        "mod_balance_loss": 0.1,
+        "mod_z_loss": 0.1,
+        "latent_mode": "sampled",
+        "latent_layer": 1,
+        "latent_exit": 0.25,
+        "latent_capacity": 0.25,
+        "memory_slots": 289,
+        "memory_kind": "slots",
+        "memory_top_k": 3,
+        "d_ff": 7,
+        "memory_layer": 1,
+    }
+    value = getattr(config, name)
     return special[name] if name in special else value + 1.0 if isinstance(value, float) else (value or 1) * 2
 
 

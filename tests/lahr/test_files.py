@@ -2,7 +2,7 @@
 
 import pytest
 
-from lahr.config import ConfigError
+from lahr.errors import ConfigError
 from lahr.files import Folder
 
 

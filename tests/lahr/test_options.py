@@ -5,8 +5,9 @@ import io
 import pytest
 
 from lahr.__main__ import Options as RunOptions
-from lahr.config import PRESETS, ConfigError
+from lahr.errors import ConfigError
 from lahr.options import fail, parse
+from lahr.presets import PRESETS
 from sweeps.engine.options import Options
 
 

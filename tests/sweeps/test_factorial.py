@@ -10,8 +10,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from lahr.config import ConfigError
 from lahr.data.stories import story
+from lahr.errors import ConfigError
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps import factorial

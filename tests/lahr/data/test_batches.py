@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lahr.config import ConfigError
 from lahr.data import Batches, Split
+from lahr.errors import ConfigError
 
 
 def split_of(n_tokens: int, shards: int = 1) -> Split:

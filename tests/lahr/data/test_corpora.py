@@ -8,9 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lahr.config import ConfigError, DataConfig
+from lahr.config import DataConfig
 from lahr.data import corpora
 from lahr.data.corpora import END_OF_TEXT, anchored, find_corpus, hold_out
+from lahr.errors import ConfigError
 
 TEXTS = [f"Document number {i} says something of its own." for i in range(400)]
 

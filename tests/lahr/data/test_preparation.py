@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from lahr.config import ConfigError, DataConfig
+from lahr.config import DataConfig
 from lahr.data import TokenData, preparation, prepare, shards, stories
+from lahr.errors import ConfigError
 
 STORIES = DataConfig(train_tokens=20_000, validation_blocks=8)
 
@@ -254,7 +255,8 @@ def test_a_tokenizer_of_a_file(data: TokenData, tmp_path: Path) -> None:
 )
 def test_offline_is_said_at_once(config: DataConfig, message: str, tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path; from lahr.config import ConfigError, DataConfig\n"
+        "import sys, time; from pathlib import Path; from lahr.config import DataConfig\n"
+        "from lahr.errors import ConfigError\n"
         "from lahr.data import prepare; import huggingface_hub.constants\n"
         "started = time.process_time()\n"
         f"try: prepare({config!r}, 60_000, 64, Path(sys.argv[1]))\n"

@@ -7,8 +7,8 @@ from itertools import product
 import pytest
 import torch
 
-from lahr.config import ModelConfig
 from lahr.model import LAHR
+from lahr.model_config import ModelConfig
 
 BASE = ModelConfig(
     vocab_size=61,

@@ -7,10 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lahr.config import PRESETS, with_levels
 from lahr.model import LAHR
 from lahr.model.flops import parameter_counts
 from lahr.model.layers import Block
+from lahr.presets import PRESETS, with_levels
 
 MECHANISM = {"mod": "router", "latent": "latent", "memory": "memory"}
 

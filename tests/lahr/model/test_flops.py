@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from lahr.config import PRESETS, ModelConfig, with_levels
 from lahr.model import LAHR
 from lahr.model.flops import flops_per_token, parameter_counts, training_flops_per_token
+from lahr.model_config import ModelConfig
+from lahr.presets import PRESETS, with_levels
 
 
 def counted(config):

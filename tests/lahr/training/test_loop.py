@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lahr.config import ConfigError
 from lahr.data import Batches
+from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.model import LAHR
 from lahr.training import checkpoints, loop

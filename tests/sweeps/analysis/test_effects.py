@@ -5,7 +5,7 @@ import statsmodels.formula.api as smf
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from lahr.config import ConfigError
+from lahr.errors import ConfigError
 from sweeps.analysis.effects import assumptions, contrasts, corner_cells, estimate, fit, holm, signs, terms
 
 SEVEN = ["mod", "latent", "memory", "mod:latent", "mod:memory", "latent:memory", "mod:latent:memory"]

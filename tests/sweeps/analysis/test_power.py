@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from lahr.config import ConfigError
+from lahr.errors import ConfigError
 from sweeps.analysis.effects import contrasts, fit, signs
 from sweeps.analysis.power import blocks_needed, power, smallest_detectable, standard_error
 

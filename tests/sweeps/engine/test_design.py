@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lahr.config import ConfigError
+from lahr.errors import ConfigError
 from sweeps.engine.design import Design, Factor, differences
 from tests.conftest import CELLS, LEVELS
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from lahr.config import ConfigError
+from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime

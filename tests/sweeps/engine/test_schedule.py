@@ -9,8 +9,8 @@ from dataclasses import replace
 
 import pytest
 
-from lahr.config import ConfigError
 from lahr.distributed import Launch, worker_resources
+from lahr.errors import ConfigError
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps.engine import schedule

@@ -1,0 +1,19 @@
+"""What is said to a person when something cannot be used: given, allowed, what to do, in one line."""
+
+import difflib
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used. The message is one line for a person: given, allowed, what to do."""
+
+
+def check(holds: bool, message: str) -> None:
+    """Raises `ConfigError(message)` unless `holds`."""
+    if not holds:
+        raise ConfigError(message)
+
+
+def nearest(given: str, allowed: list[str]) -> str:
+    """`" (did you mean 'x'?)"` for the allowed name closest to `given`, or nothing where none is close."""
+    close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,253 @@
+"""The network as a value: its shape, each mechanism on or off, and the options that its literature argues about.
+
+Off is a value: `mod_capacity=1.0`, `latent_iterations=0` and `memory_slots=0` build a plain transformer, and the
+settings of a mechanism that is off then decide nothing.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+from typing import Literal
+
+from lahr.errors import check
+
+Router = Literal["top_k", "threshold", "random"]
+Gate = Literal["sigmoid", "raw"]
+Halting = Literal["none", "gate", "act"]
+MemoryKind = Literal["product_key", "slots", "knn"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The network's shape, and each mechanism on or off."""
+
+    vocab_size: int
+    """Entries in the token embedding, which is also the output head."""
+    d_model: int
+    """Width of the residual stream."""
+    n_layers: int
+    """Blocks in the stack; the latent core is not one of them. 0 with a core is a Universal Transformer (Dehghani et
+    al. 2018): one core, `latent_iterations` times."""
+    n_heads: int
+    """Attention heads; they must divide the width."""
+    max_seq_len: int
+    """Longest sequence in tokens; also the length of a training window."""
+    d_ff: int | None = None
+    """Hidden width of the SwiGLU feed-forward; by default ⌊8·d_model/3⌋."""
+    mod_capacity: float = 1.0
+    """Mixture-of-Depths (Raposo et al. 2024): the share of tokens that every second block processes; 1.0 is off."""
+    latent_iterations: int = 0
+    """Passes R of the recurrent latent core; 0 is off."""
+    memory_slots: int = 0
+    """Entries of the memory; 0 is off. Product keys (Lample et al. 2019) need a square number."""
+    mod_router: Router = "top_k"
+    """Who passes a routed block: the `top_k` of a sequence in training, with a causal predictor beside it; those above
+    a `threshold`, the running (1−c) quantile, in training too; or the top k of a `random` router that stays as it
+    started, the control."""
+    mod_gate: Gate = "sigmoid"
+    """What multiplies a routed block's output: the router's score through a sigmoid, or the score itself."""
+    mod_balance_loss: float = 0.0
+    """Weight of the routers' balance loss (Fedus et al. 2021, "Switch Transformers"); 0 leaves it out."""
+    mod_z_loss: float = 0.0
+    """Weight of the routers' z loss (Zoph et al. 2022, "ST-MoE"); 0 leaves it out."""
+    latent_mode: Literal["fixed", "sampled"] = "fixed"
+    """Passes in a training step: always R, or drawn for each step from 1 … 2R−1, whose mean is R."""
+    latent_core_layers: int = 1
+    """Blocks in the core, 1 to 4; a pass runs through all of them."""
+    latent_layer: int | None = None
+    """The core runs before this block; by default after the last one."""
+    latent_halting: Halting = "none"
+    """Whether each token may leave before pass R: by an exit `gate` (at inference), or by `act` (Graves 2016)."""
+    latent_exit: float = 0.5
+    """With the exit gate a token leaves once the probability that it has left by now reaches this."""
+    latent_ponder: float = 0.01
+    """Weight of ACT's ponder cost, in nats a pass."""
+    latent_capacity: float = 1.0
+    """Share of the tokens, picked by a router, that run the passes beyond the first; 1.0 is all of them."""
+    memory_kind: MemoryKind = "product_key"
+    """`product_key`: n² slots found through 2n sub-keys; `slots`: each with a whole key, read before the stack; `knn`:
+    keys and values of earlier segments of the same document (Wu et al. 2022), of which the last `memory_slots`."""
+    memory_heads: int = 4
+    """Independent queries a token into the memory; `knn` uses the heads of its block."""
+    memory_top_k: int | None = None
+    """Entries read by each of those queries; by default 8, and 32 for `knn`."""
+    memory_key_dim: int = 128
+    """Width of a query into product keys or slots; even for product keys, whose two halves are searched apart."""
+    memory_layer: int | None = None
+    """The memory is read before this block, 0 is before all of them; by default in the middle of the stack, for
+    `slots` before it. For `knn` it is the block whose attention reads it, never one that could be routed."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary position frequencies (Su et al. 2021)."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "n_heads", "max_seq_len"):
+            check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        check(
+            self.n_layers >= (0 if self.latent_iterations else 1),
+            f"model.n_layers is {self.n_layers}; it must be at least 1, or 0 with a latent core (a Universal "
+            "Transformer; give latent_iterations)",
+        )
+        check(
+            self.d_model % self.n_heads == 0,
+            f"model.n_heads is {self.n_heads}, which does not divide model.d_model {self.d_model}; "
+            f"choose one of {[h for h in range(1, min(self.d_model, 64) + 1) if self.d_model % h == 0]}",
+        )
+        check(self.head_dim % 2 == 0, f"a head is {self.head_dim} wide; rotary positions need an even width")
+        check(
+            0 < self.rope_theta < math.inf, f"model.rope_theta is {self.rope_theta}; it must be above 0 and finite"
+        )
+        check(self.d_ff is None or self.d_ff >= 1, f"model.d_ff is {self.d_ff}; it must be at least 1")
+        _check_mod(self)
+        check(
+            self.latent_iterations >= 0,
+            f"latent_iterations is {self.latent_iterations}; it must be 0 (off) or more",
+        )
+        if self.latent_iterations:
+            _check_latent(self)
+        check(self.memory_slots >= 0, f"memory_slots is {self.memory_slots}; it must be 0 (off) or more")
+        if self.memory_slots:
+            _check_memory(self)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width of the feed-forward's hidden layer."""
+        return self.d_ff if self.d_ff is not None else 8 * self.d_model // 3
+
+    @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """Indices of the Mixture-of-Depths blocks: 1, 3, 5, …; empty when it is off."""
+        return tuple(range(1, self.n_layers, 2)) if self.mod_capacity < 1 else ()
+
+    @property
+    def latent_position(self) -> int:
+        """The block before which the latent core runs; `n_layers` is after the last."""
+        return self.n_layers if self.latent_layer is None else self.latent_layer
+
+    @property
+    def memory_position(self) -> int:
+        """The block before which the memory is read; for `knn` the block whose attention reads it."""
+        if self.memory_layer is not None:
+            return self.memory_layer
+        middle = self.n_layers // 2
+        return {"product_key": middle, "slots": 0, "knn": middle // 2 * 2}[self.memory_kind]
+
+    @property
+    def memory_reads(self) -> int:
+        """Entries that each query reads."""
+        return self.memory_top_k if self.memory_top_k is not None else 32 if self.memory_kind == "knn" else 8
+
+    def on(self, mechanism: str) -> bool:
+        """Whether `mod`, `latent` or `memory` is on."""
+        return {
+            "mod": self.mod_capacity < 1,
+            "latent": self.latent_iterations > 0,
+            "memory": self.memory_slots > 0,
+        }[mechanism]
+
+    def settled(self) -> "ModelConfig":
+        """The same model with the settings of every mechanism that is off at their defaults: off equals absent."""
+        unused = [
+            f
+            for f in fields(self)
+            if (mechanism := f.name.partition("_")[0]) in ("mod", "latent", "memory")
+            and not self.on(mechanism)
+            and not (f.name in ROUTER_FIELDS and self.latent_iterations and self.latent_capacity < 1)
+        ]
+        return replace(self, **{f.name: f.default for f in unused})  # type: ignore[arg-type]
+
+
+ROUTER_FIELDS = ("mod_router", "mod_gate", "mod_balance_loss", "mod_z_loss")
+"""Settings of routers; the latent core's router has them too."""
+
+
+def _check_mod(c: ModelConfig) -> None:
+    check(
+        0 < c.mod_capacity <= 1,
+        f"mod_capacity is {c.mod_capacity}; it must be above 0 and at most 1 (1 turns Mixture-of-Depths off)",
+    )
+    check(
+        c.mod_capacity == 1 or c.n_layers >= 2,
+        f"Mixture-of-Depths routes every second block; model.n_layers is {c.n_layers}, give at least 2",
+    )
+    for name in ("mod_balance_loss", "mod_z_loss"):
+        check(0 <= getattr(c, name) < math.inf, f"{name} is {getattr(c, name)}; it must be 0 (off) or more")
+    for name in ("mod_capacity", "latent_capacity"):
+        capacity = getattr(c, name)
+        check(
+            capacity >= 1 or round(capacity * c.max_seq_len) >= 1,
+            f"{name} is {capacity:g}, which routes no token of {c.max_seq_len} (model.max_seq_len); "
+            f"give at least {1 / c.max_seq_len:.2g}",
+        )
+
+
+def _check_latent(c: ModelConfig) -> None:
+    check(
+        1 <= c.latent_core_layers <= 4,
+        f"latent_core_layers is {c.latent_core_layers}; it must be 1 to 4",
+    )
+    check(
+        c.latent_layer is None or 0 <= c.latent_layer <= c.n_layers,
+        f"latent_layer is {c.latent_layer}; it must be 0 to {c.n_layers}",
+    )
+    check(
+        0 < c.latent_capacity <= 1,
+        f"latent_capacity is {c.latent_capacity}; it must be above 0 and at most 1 (1 routes nothing)",
+    )
+    check(
+        c.latent_capacity == 1 or c.latent_iterations >= 2,
+        "latent_capacity routes the passes beyond the first, and latent_iterations is 1; give at least 2",
+    )
+    check(0 < c.latent_exit <= 1, f"latent_exit is {c.latent_exit}; it is a probability above 0")
+    check(0 <= c.latent_ponder < math.inf, f"latent_ponder is {c.latent_ponder}; it must be 0 or more")
+    if c.latent_halting == "none":
+        return
+    check(
+        c.latent_capacity == 1,
+        f"latent_halting is {c.latent_halting!r} and latent_capacity is {c.latent_capacity:g}: both decide which "
+        "tokens run a pass; leave one out",
+    )
+    check(
+        c.latent_halting != "gate" or c.latent_mode == "sampled",
+        "latent_halting is 'gate' and latent_mode is 'fixed', which trains no readout of an earlier pass; "
+        "give latent_mode sampled",
+    )
+    check(
+        c.latent_halting != "gate" or c.latent_position == c.n_layers,
+        f"latent_halting is 'gate' and latent_layer is {c.latent_layer}: the gate learns from each pass's own loss, "
+        "which blocks after the core would hide; leave latent_layer out",
+    )
+    check(
+        c.latent_halting != "act" or c.latent_mode == "fixed",
+        "latent_halting is 'act', which draws its passes itself; give latent_mode fixed",
+    )
+
+
+def _check_memory(c: ModelConfig) -> None:
+    slots, reads, most = c.memory_slots, c.memory_reads, c.memory_slots
+    if c.memory_kind == "product_key":
+        most = math.isqrt(slots)
+        check(
+            most * most == slots,
+            f"memory_slots is {slots}; product keys need a square number, such as {most**2} or {(most + 1) ** 2} "
+            "(memory_kind slots takes any)",
+        )
+        check(
+            c.memory_key_dim >= 2 and c.memory_key_dim % 2 == 0,
+            f"memory_key_dim is {c.memory_key_dim}; it must be even and at least 2",
+        )
+    check(1 <= reads <= most, f"memory_top_k is {reads}; with {slots} slots it must be 1 to {most}")
+    check(c.memory_heads >= 1, f"memory_heads is {c.memory_heads}; it must be at least 1")
+    check(c.memory_key_dim >= 1, f"memory_key_dim is {c.memory_key_dim}; it must be at least 1")
+    last = c.n_layers - (c.memory_kind == "knn")
+    layer = c.memory_layer
+    check(layer is None or 0 <= layer <= last, f"memory_layer is {layer}; it must be 0 to {last}")
+    if c.memory_kind == "knn":
+        check(c.n_layers >= 1, "memory_kind is 'knn', which a block of the stack reads; model.n_layers is 0")
+        check(
+            c.memory_position % 2 == 0,
+            f"memory_layer is {layer}, which Mixture-of-Depths routes where it is on; knn takes an even one",
+        )

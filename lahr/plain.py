@@ -1,0 +1,59 @@
+"""Dataclasses from plain values and back: JSON with one form for each value, and fields checked by their types."""
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any, Literal
+
+from lahr.errors import check, nearest
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces. Raises `TypeError` or `ValueError` on what has no stable identity."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """The dataclass `cls` from plain values, nested ones too; `ConfigError` names an unknown or ill-typed field."""
+    hints = typing.get_type_hints(cls)
+    known = [f.name for f in fields(cls)]
+    filled = {}
+    for name, value in values.items():
+        label = f"{where}{name}"
+        check(name in known, f"unknown field {label!r}{nearest(name, known)}; allowed: {', '.join(known)}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            check(isinstance(value, Mapping), f"{label} is {value!r}; it must be a mapping of fields")
+            value = from_dict(typing.cast(type, hint), value, f"{label}.")
+        else:
+            check(_is_a(value, hint), f"{label} is {value!r}; it must be {_say(hint)}")
+            value = float(value) if hint is float else value
+        filled[name] = value
+    given = {*filled, *(f.name for f in fields(cls) if f.default is not dataclasses.MISSING)}
+    missing = [name for name in known if name not in given]
+    check(not missing, f"missing {', '.join(where + name for name in missing)}")
+    return cls(**filled)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_is_a(value, option) for option in typing.get_args(hint))
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def _say(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(map(str, typing.get_args(hint)))
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_say(option) for option in typing.get_args(hint))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "none"}
+    return names.get(hint, str(hint))

@@ -175,13 +175,14 @@ def _check_mod(c: ModelConfig) -> None:
     )
     for name in ("mod_balance_loss", "mod_z_loss"):
         check(0 <= getattr(c, name) < math.inf, f"{name} is {getattr(c, name)}; it must be 0 (off) or more")
-    for name in ("mod_capacity", "latent_capacity"):
-        capacity = getattr(c, name)
-        check(
-            capacity >= 1 or round(capacity * c.max_seq_len) >= 1,
-            f"{name} is {capacity:g}, which routes no token of {c.max_seq_len} (model.max_seq_len); "
-            f"give at least {1 / c.max_seq_len:.2g}",
-        )
+    _check_routes("mod_capacity", c.mod_capacity, c.max_seq_len)
+
+
+def _check_routes(name: str, capacity: float, length: int) -> None:
+    check(
+        round(capacity * length) >= 1,
+        f"{name} is {capacity:g}, which routes no token of {length} (model.max_seq_len); give at least {1 / length:.2g}",
+    )
 
 
 def _check_latent(c: ModelConfig) -> None:
@@ -201,6 +202,7 @@ def _check_latent(c: ModelConfig) -> None:
         c.latent_capacity == 1 or c.latent_iterations >= 2,
         "latent_capacity routes the passes beyond the first, and latent_iterations is 1; give at least 2",
     )
+    _check_routes("latent_capacity", c.latent_capacity, c.max_seq_len)
     check(0 < c.latent_exit <= 1, f"latent_exit is {c.latent_exit}; it is a probability above 0")
     check(0 <= c.latent_ponder < math.inf, f"latent_ponder is {c.latent_ponder}; it must be 0 or more")
     if c.latent_halting == "none":

@@ -181,7 +181,8 @@ def _check_mod(c: ModelConfig) -> None:
 def _check_routes(name: str, capacity: float, length: int) -> None:
     check(
         round(capacity * length) >= 1,
-        f"{name} is {capacity:g}, which routes no token of {length} (model.max_seq_len); give at least {1 / length:.2g}",
+        f"{name} is {capacity:g}, which routes no token of {length} (model.max_seq_len); "
+        f"give at least {1 / length:.2g}",
     )
 
 

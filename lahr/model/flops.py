@@ -5,11 +5,15 @@ A product with an (a × b) matrix costs 2ab. Forward only; training is three tim
 the memory's weighted sums and the latent recurrence are in; `counter` counts what `torch.utils.flop_counter` sees
 of this code on a CPU: matrix products only, and attention over the keys that are really multiplied, which is the
 whole square (4Td) for windows of one query slice and nears the half for long ones.
+
+Executed passes are counted, not nominal ones: a sampled step is counted with its own passes, and where tokens leave
+early with the mean that ran (`Output.passes`). A router is counted at its capacity.
 """
 
 import math
 from typing import Literal
 
+from lahr.model.latent_reasoning import EXIT_STRIDE
 from lahr.model.layers import attention_span
 from lahr.model.mixture_of_depths import capacity_tokens, predictor_width
 from lahr.model_config import ModelConfig
@@ -17,41 +21,92 @@ from lahr.model_config import ModelConfig
 Convention = Literal["useful", "counter"]
 
 
-def flops_per_token(config: ModelConfig, convention: Convention = "useful") -> dict[str, float]:
+def flops_per_token(
+    config: ModelConfig, convention: Convention = "useful", *, passes: float | None = None, segments: int = 1
+) -> dict[str, float]:
     """Forward FLOPs a token by part, in windows of `max_seq_len` tokens; the model's cost is their sum.
 
     Parts: `head`, `dense_blocks`, `routed_blocks`, `routers` (with their causal predictors), `latent`, `memory`;
-    a part that the model has not is 0.
+    a part that the model has not is 0. `passes` of the latent core are R unless given; `segments` is the number of
+    windows in a row, for the `knn` memory.
     """
     c, d, T = config, config.d_model, config.max_seq_len
     useful = convention == "useful"
-
-    def block_over(length: int) -> float:
-        return 2 * _block_matrices(c) + 4 * d * (length / 2 if useful else attention_span(length))
-
-    k = capacity_tokens(c.mod_capacity, T)
-    block, routed = block_over(T), k / T * block_over(k)
-    predictor = 2 * predictor_width(d) * (d + 1)
+    routed, routers = 0.0, 0.0
+    block = _block_over(c, T, useful)
     n_routed = len(c.routed_layers)
-    latent, memory = 0.0, 0.0
-    if c.latent_iterations:
-        latent = c.latent_iterations * (block + (4 * d if useful else 0)) + 2 * d * d
-    if c.memory_slots:
-        h, dk, n, top = c.memory_heads, c.memory_key_dim, math.isqrt(c.memory_slots), c.memory_reads
-        memory = 2 * d * h * dk + 2 * h * n * dk + 4 * d * d + (h * top**2 + 2 * h * top * d if useful else 0)
+    if n_routed:
+        k = capacity_tokens(c.mod_capacity, T)
+        routed, routers = n_routed * k / T * _block_over(c, k, useful), float(n_routed * _router(c))
+    latent, latent_router = _latent(c, useful, c.latent_iterations if passes is None else passes)
     return {
         "head": float(2 * d * c.vocab_size),
         "dense_blocks": float((c.n_layers - n_routed) * block),
-        "routed_blocks": n_routed * routed,
-        "routers": float(n_routed * (2 * d + predictor)),
-        "latent": float(latent),
-        "memory": float(memory),
+        "routed_blocks": routed,
+        "routers": routers + latent_router,
+        "latent": latent,
+        "memory": _memory(c, useful, segments),
     }
 
 
-def training_flops_per_token(config: ModelConfig) -> float:
-    """FLOPs of a token's forward and backward passes in the useful convention: three times the forward ones."""
-    return 3 * sum(flops_per_token(config).values())
+def training_flops_per_token(config: ModelConfig, *, passes: float | None = None, segments: int = 1) -> float:
+    """FLOPs of a token's forward and backward passes in the useful convention: three times the forward ones, and
+    what the exit gate learns from, which is only read forward."""
+    forward = sum(flops_per_token(config, passes=passes, segments=segments).values())
+    return 3 * forward + exit_readouts(config, passes)
+
+
+def exit_readouts(config: ModelConfig, passes: float | None = None) -> float:
+    """FLOPs a training token of the exit gate and of the readouts and heads that its targets take."""
+    if not config.latent_iterations or config.latent_halting != "gate":
+        return 0.0
+    d, passes = config.d_model, config.latent_iterations if passes is None else passes
+    a_pass = 2 * d * d + 2 * d * config.vocab_size  # the readout and the head
+    return passes / EXIT_STRIDE * (a_pass * (passes > 1) + 2 * d)
+
+
+def _block_over(c: ModelConfig, length: float, useful: bool) -> float:
+    """A block's cost for one of `length` tokens that see one another."""
+    keys = length / 2 if useful else attention_span(int(length))
+    return 2 * _block_matrices(c) + 4 * c.d_model * keys
+
+
+def _router(c: ModelConfig) -> float:
+    d = c.d_model
+    return 2 * d + (0 if c.mod_router == "threshold" else 2 * predictor_width(d) * (d + 1))
+
+
+def _latent(c: ModelConfig, useful: bool, passes: float) -> tuple[float, float]:
+    """The core's cost and its router's."""
+    if not c.latent_iterations:
+        return 0.0, 0.0
+    d, T = c.d_model, c.max_seq_len
+    recurrence, readout = (4.0 * d if useful else 0.0), 2.0 * d * d
+    if c.latent_halting == "act" and not useful:
+        # A pass reads all keys, masked, and every token's exit is computed in every pass.
+        a_pass = float(c.latent_core_layers * (2 * _block_matrices(c) + 4 * d * T))
+        return passes * a_pass + c.latent_iterations * 2 * d + readout, 0.0
+    a_pass = c.latent_core_layers * _block_over(c, T, useful) + recurrence
+    if c.latent_capacity == 1:
+        leaving = 2.0 * d if c.latent_halting == "act" else 0.0
+        return passes * (a_pass + leaving) + readout, 0.0
+    k = capacity_tokens(c.latent_capacity, T)
+    a_short_pass = k / T * (c.latent_core_layers * _block_over(c, k, useful) + recurrence)
+    return a_pass + (passes - 1) * a_short_pass + readout, _router(c)
+
+
+def _memory(c: ModelConfig, useful: bool, segments: int) -> float:
+    if not c.memory_slots:
+        return 0.0
+    d, T, h, dk, top = c.d_model, c.max_seq_len, c.memory_heads, c.memory_key_dim, c.memory_reads
+    if c.memory_kind == "knn":
+        held = [min(s * T, c.memory_slots) for s in range(1, segments)]
+        read = sum(2 * d * m + (2 * d * min(top, m) if useful else 0) for m in held)
+        return read / segments
+    ends = 2 * d * h * dk + 4 * d * d + (2 * h * top * d if useful else 0)
+    if c.memory_kind == "slots":
+        return ends + 2 * h * c.memory_slots * dk
+    return ends + 2 * h * math.isqrt(c.memory_slots) * dk + (h * top**2 if useful else 0)
 
 
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
@@ -61,20 +116,21 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """
     c, d = config, config.d_model
     block = _block_matrices(c) + 2 * d
-    router = d + predictor_width(d) * (d + 1) + 1
-    parts = {
-        "embedding": c.vocab_size * d,
-        "blocks": c.n_layers * block,
-        "routers": len(c.routed_layers) * router,
-        "latent": 0,
-        "memory": 0,
-        "norm": d,
-    }
+    router = d + (0 if c.mod_router == "threshold" else predictor_width(d) * (d + 1) + 1)
+    n_routers = len(c.routed_layers)
+    parts = {"embedding": c.vocab_size * d, "blocks": c.n_layers * block, "latent": 0, "memory": 0, "norm": d}
     if c.latent_iterations:
-        parts["latent"] = block + 2 * d + d * d + 4 * d  # core, its outer norms, readout; two norms, Ā and B̄
-    if c.memory_slots:
-        h, dk, n = c.memory_heads, c.memory_key_dim, math.isqrt(c.memory_slots)
-        parts["memory"] = d * h * dk + h * n * dk + c.memory_slots * d + 2 * d * d + d + dk + h
+        # The core's blocks with their outer norms; the readout; two norms, Ā and B̄; the exit.
+        parts["latent"] = c.latent_core_layers * (block + 2 * d) + d * d + 4 * d
+        parts["latent"] += d + 1 if c.latent_halting != "none" else 0
+        n_routers += c.latent_capacity < 1
+    if c.memory_slots and c.memory_kind == "knn":
+        parts["memory"] = c.n_heads
+    elif c.memory_slots:
+        h, dk = c.memory_heads, c.memory_key_dim
+        keys = h * dk * (c.memory_slots if c.memory_kind == "slots" else math.isqrt(c.memory_slots))
+        parts["memory"] = d * h * dk + keys + c.memory_slots * d + 2 * d * d + d + dk + h
+    parts["routers"] = n_routers * router
     return {**parts, "total": sum(parts.values())}
 
 

@@ -6,16 +6,17 @@ share starts bit-equal, since every parameter is drawn from (seed, its name).
 
 import hashlib
 from dataclasses import dataclass
-from typing import cast, overload
+from typing import overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lahr.model.latent_reasoning import LatentReasoning
-from lahr.model.layers import Block, RMSNorm, Rotary, parameter, rotary_table
-from lahr.model.memory import Memory, use
-from lahr.model.mixture_of_depths import Routed, RoutedBlock, Routing
+from lahr.model.cache import Cache
+from lahr.model.latent_reasoning import EXIT_STRIDE, LatentReasoning, Reasoned
+from lahr.model.layers import Block, RMSNorm, Rotary, Window, parameter, rotary_table
+from lahr.model.memory import EarlierSegments, Memory, Segmented, use
+from lahr.model.mixture_of_depths import Routed, RoutedBlock, Router, Routing
 from lahr.model_config import ModelConfig
 
 
@@ -24,12 +25,14 @@ class Output:
     """What one batch gave. Every metric is a scalar that averages over equal batches, without a gradient."""
 
     loss: Tensor
-    """What is minimised: the language-model loss and the routers' prediction losses."""
+    """What is minimised: the language-model loss and the mechanisms' own."""
     lm_loss: Tensor
     """Mean cross-entropy of the next token, in nats; a part of `loss`, with its gradient."""
     metrics: dict[str, Tensor]
-    predictor_logits_LBT: Tensor | None = None
-    """Causal predictors' outputs in the routed layers, for `LAHR.observe`; None without Mixture-of-Depths."""
+    passes: Tensor
+    """Passes of the latent core that were run for a token, on average; 0 without one."""
+    causal_scores_LBT: Tensor | None = None
+    """What each router's threshold is compared with, for `LAHR.observe`; None without a router."""
     memory_use: Tensor | None = None
     """Summed weight of each memory slot, (n_slots,), to add up for `memory.use_metrics`; None in training mode."""
 
@@ -43,95 +46,201 @@ class LAHR(nn.Module):
     def __init__(self, config: ModelConfig, seed: int = 0) -> None:
         super().__init__()
         self.config = c = config
-        block = (c.d_model, c.n_heads, c.hidden_dim, (2 * c.n_layers) ** -0.5)
+        # Branches start smaller the more of them there are (Radford et al. 2019): the stream starts at the same size.
+        block = (c.d_model, c.n_heads, c.hidden_dim, (2 * max(c.n_layers, 1)) ** -0.5)
         self.embedding = nn.Embedding(c.vocab_size, c.d_model, _weight=torch.empty(c.vocab_size, c.d_model))
         # As wide as a linear layer's start. At 0.02 the tied head is so flat that a short run spends itself on the
         # unigram: 0.8 nats worse after 0.33 M tokens of `quick` (docs/notebook.md).
         self.embedding.weight = parameter(c.vocab_size, c.d_model, std=c.d_model**-0.5)
+
+        def router(capacity: float) -> Router:
+            losses = (c.mod_balance_loss > 0, c.mod_z_loss > 0)
+            return Router(c.d_model, capacity, c.mod_router, c.mod_gate, *losses)
+
         self.blocks = nn.ModuleList(
-            RoutedBlock(*block, c.mod_capacity, c.mod_gate) if i in c.routed_layers else Block(*block)
+            RoutedBlock(*block, router(c.mod_capacity)) if i in c.routed_layers else Block(*block)
             for i in range(c.n_layers)
         )
-        self.memory = (
-            Memory(c.d_model, c.memory_slots, c.memory_heads, c.memory_reads, c.memory_key_dim)
-            if c.memory_slots
-            else None
-        )
-        self.latent = LatentReasoning(*block, c.latent_iterations) if c.latent_iterations else None
+        self.memory: Memory | EarlierSegments | None = None
+        if c.memory_slots and c.memory_kind == "knn":
+            self.memory = EarlierSegments(c.n_heads, c.memory_slots, c.memory_reads)
+        elif c.memory_slots:
+            sizes = (c.memory_slots, c.memory_heads, c.memory_reads, c.memory_key_dim)
+            self.memory = Memory(c.d_model, *sizes, "slots" if c.memory_kind == "slots" else "product_key")
+        self.latent: LatentReasoning | None = None
+        if c.latent_iterations:
+            self.latent = LatentReasoning(
+                *block,
+                c.latent_iterations,
+                c.latent_core_layers,
+                c.latent_halting,
+                c.latent_exit,
+                router(c.latent_capacity) if c.latent_capacity < 1 else None,
+            )
         self.norm = RMSNorm(c.d_model)
         rotary = rotary_table(c.max_seq_len, c.head_dim, c.rope_theta)
         self.register_buffer("cos", rotary.cos, persistent=False)
         self.register_buffer("sin", rotary.sin, persistent=False)
         _initialise(self, seed)
 
+    @property
+    def routers(self) -> list[tuple[str, Router]]:
+        """Every router with the name of what it routes: the blocks', `layer1`, …, then the latent core's, `latent`."""
+        found = [(f"layer{i}", b.router) for i, b in enumerate(self.blocks) if isinstance(b, RoutedBlock)]
+        latent = self.latent.router if self.latent is not None else None
+        return found + ([("latent", latent)] if latent is not None else [])
+
     @overload
-    def forward(self, tokens_BT: Tensor, targets_BT: None = None, routing: Routing | None = None) -> Tensor: ...
-    @overload
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor, routing: Routing | None = None) -> Output: ...
     def forward(
-        self, tokens_BT: Tensor, targets_BT: Tensor | None = None, routing: Routing | None = None
+        self, tokens_BT: Tensor, targets_BT: None = None, routing: Routing | None = None, *,
+        passes: int | None = None, segments: int = 1, cache: Cache | None = None, real_BT: Tensor | None = None,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def forward(
+        self, tokens_BT: Tensor, targets_BT: Tensor, routing: Routing | None = None, *,
+        passes: int | None = None, segments: int = 1,
+    ) -> Output: ...  # fmt: skip
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        routing: Routing | None = None,
+        *,
+        passes: int | None = None,
+        segments: int = 1,
+        cache: Cache | None = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor | Output:
         """Logits (B, T, V), or with targets the `Output`.
 
-        `routing` is by default "topk" in training mode and "causal" in evaluation mode. Forward changes no state.
-        Raises `ValueError` on tokens that are not (B, T ≤ max_seq_len) integers, and on an unknown routing.
+        `routing` is by default "causal" in evaluation mode and for `threshold` routers, else "topk". `passes` of the
+        latent core, by default R. `segments` says that the sequences are rows of so many consecutive segments of one
+        document. With a `cache` the tokens follow those it holds, where `real_BT` is False they are padding, and the
+        cache is extended; nothing else that a forward pass touches changes. Raises `ValueError` on tokens that are
+        not (B, T ≤ max_seq_len) integers, on an unknown routing, and where the parts do not go together.
         """
-        self._check(tokens_BT, targets_BT, routing)
-        routing = routing or ("topk" if self.training else "causal")
+        self._check(tokens_BT, targets_BT, routing, passes, segments, cache)
+        if routing is None:
+            routing = "topk" if self.training and self.config.mod_router != "threshold" else "causal"
         T = tokens_BT.shape[1]
-        rotary = Rotary(self.cos[:T], self.sin[:T])
+        if cache is not None:
+            real_BT = real_BT if real_BT is not None else torch.ones_like(tokens_BT, dtype=torch.bool)
+            window: Window = cache.extend(real_BT, Rotary(self.cos, self.sin))
+        else:
+            window = Window(Rotary(self.cos[:T], self.sin[:T]))
         routed: list[Routed] = []
-        memory_use = None
+        reasoned, e_BTD, memory_use = None, None, None
+        metrics: dict[str, Tensor] = {}
 
         x_BTD = self.embedding(tokens_BT)
         for i in range(len(self.blocks) + 1):
-            if self.memory is not None and i == self.config.memory_position:
-                read_BTD, slots, weights = self.memory(x_BTD)
-                x_BTD = x_BTD + read_BTD
-                memory_use = None if self.training else use(slots, weights, self.config.memory_slots)
-            if i in self.config.routed_layers:
-                x_BTD, record = self.blocks[i](x_BTD, rotary, routing)
+            here = window.site(f"block{i}")
+            if i == self.config.memory_position:
+                if isinstance(self.memory, Memory):
+                    read_BTD, slots, weights = self.memory(x_BTD)
+                    x_BTD = x_BTD + read_BTD
+                    memory_use = None if self.training else use(slots, weights, self.config.memory_slots)
+                elif self.memory is not None:
+                    here = self.memory.window(here, segments)
+            if self.latent is not None and i == self.config.latent_position:
+                e_BTD = x_BTD
+                x_BTD, reasoned = self.latent(x_BTD, window.site("latent"), routing, passes)
+            if i == len(self.blocks):
+                break
+            block = self.blocks[i]
+            if isinstance(block, RoutedBlock):
+                x_BTD, record = block(x_BTD, here, routing)
                 routed.append(record)
-            elif i < len(self.blocks):
-                x_BTD = self.blocks[i](x_BTD, rotary)
-        if self.latent is not None:
-            x_BTD = self.latent(x_BTD, rotary)
-        logits_BTV = F.linear(self.norm(x_BTD), self.embedding.weight)
+            else:
+                x_BTD = block(x_BTD, here)
+            if isinstance(here, Segmented) and not self.training:
+                metrics |= here.metrics()
+        logits_BTV = self._head(x_BTD)
         if targets_BT is None:
             return logits_BTV
 
-        wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        lm_loss = F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten())
-        loss, logits_LBT = lm_loss, None
-        if routed:
-            loss = lm_loss + torch.stack([r.predictor_loss for r in routed]).sum()
-            logits_LBT = torch.stack([r.predictor_logits_BT for r in routed])
-        return Output(loss, lm_loss, self._metrics(routed), logits_LBT, memory_use)
+        lm_loss = _cross_entropy(logits_BTV, targets_BT).mean()
+        loss = lm_loss
+        if reasoned is not None:
+            assert e_BTD is not None
+            loss = loss + self._latent_loss(reasoned, e_BTD, targets_BT)
+            routed += [reasoned.routed] if reasoned.routed is not None else []
+        for name, weight in (
+            ("predictor", 1.0),
+            ("balance", self.config.mod_balance_loss),
+            ("z", self.config.mod_z_loss),
+        ):
+            own = [r.losses[name] for r in routed if name in r.losses]
+            if own:
+                loss = loss + weight * torch.stack(own).sum()
+                metrics[f"mod/{name}_loss"] = torch.stack(own).mean().detach()
+        return Output(
+            loss,
+            lm_loss,
+            metrics | self._metrics(routed, reasoned),
+            reasoned.passes.detach() if reasoned is not None else self.cos.new_zeros(()),
+            torch.stack([r.causal_BT for r in routed]) if routed else None,
+            memory_use,
+        )
 
-    def observe(self, predictor_logits_LBT: Tensor) -> None:
-        """Moves the stored causal thresholds by one observation of the whole batch's predictor logits.
+    def _head(self, x_BTD: Tensor) -> Tensor:
+        return F.linear(self.norm(x_BTD), self.embedding.weight)
 
-        Called after an optimiser step with the logits of all ranks, (routed layers, B, T), in any order of B.
+    def _latent_loss(self, reasoned: Reasoned, e_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """The latent core's own losses: the exit gate's, or ACT's ponder cost; 0 where it has none."""
+        assert self.latent is not None
+        if reasoned.ponder is not None:
+            return self.config.latent_ponder * reasoned.ponder
+        if not reasoned.states_BTD or not self.training:
+            return e_BTD.new_zeros(())
+        some = slice(min(EXIT_STRIDE, e_BTD.shape[1]) - 1, None, EXIT_STRIDE)
+        with torch.no_grad():
+            states = tuple(h_BTD[:, some].flatten(0, 1) for h_BTD in reasoned.states_BTD)
+            e, targets = e_BTD[:, some].flatten(0, 1), targets_BT[:, some].flatten()
+            # A step of one pass compares nothing.
+            losses = [
+                _cross_entropy(self._head(self.latent.read(e, h)), targets) for h in states if len(states) > 1
+            ]
+        return self.latent.exit_loss(states, tuple(losses))
+
+    def observe(self, causal_scores_LBT: Tensor) -> None:
+        """Moves the routers' thresholds by one observation of the whole batch's scores.
+
+        Called after an optimiser step with what all ranks' outputs hold, (routers, B, T), in any order of B.
         """
-        for i, logits_BT in zip(self.config.routed_layers, predictor_logits_LBT, strict=True):
-            cast(RoutedBlock, self.blocks[i]).router.observe(logits_BT)
+        for (_, router), scores_BT in zip(self.routers, causal_scores_LBT, strict=True):
+            router.observe(scores_BT)
 
     @torch.no_grad()
-    def _metrics(self, routed: list[Routed]) -> dict[str, Tensor]:
+    def _metrics(self, routed: list[Routed], reasoned: Reasoned | None) -> dict[str, Tensor]:
         metrics = {}
-        if self.config.latent_iterations:
-            metrics["latent/passes"] = self.cos.new_tensor(float(self.config.latent_iterations))
-        if routed:
-            metrics["mod/predictor_loss"] = torch.stack([r.predictor_loss for r in routed]).mean()
+        if reasoned is not None:
+            metrics["latent/passes"] = reasoned.passes.detach()
+        if reasoned is not None and reasoned.exits_R is not None and not self.training:
+            metrics |= {f"latent/exit_{t}": share for t, share in enumerate(reasoned.exits_R, 1)}
         if routed and not self.training:
             layers = [r.metrics() for r in routed]
-            for i, layer in zip(self.config.routed_layers, layers, strict=True):
-                metrics[f"mod/capacity_layer{i}"] = layer["capacity"]
+            for (name, _), layer in zip(self.routers, layers, strict=True):
+                metrics[f"mod/capacity_{name}"] = layer["capacity"]
             metrics["mod/agreement"] = torch.stack([layer["agreement"] for layer in layers]).mean()
             metrics["mod/router_entropy"] = torch.stack([layer["entropy"] for layer in layers]).mean()
         return metrics
 
-    def _check(self, tokens_BT: Tensor, targets_BT: Tensor | None, routing: str | None) -> None:
+    def _check(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None,
+        routing: str | None,
+        passes: int | None,
+        segments: int,
+        cache: Cache | None,
+    ) -> None:
+        if passes is not None and (passes < 1 or self.latent is None):
+            raise ValueError(f"passes is {passes}; it is at least 1, and only for a model with a latent core")
+        if segments < 1 or len(tokens_BT) % segments:
+            raise ValueError(f"{len(tokens_BT)} sequences are no whole number of rows of {segments} segments")
+        if cache is not None and (self.training or routing == "topk" or targets_BT is not None or segments > 1):
+            raise ValueError("a cache is for decoding: in evaluation mode, under causal routing, without targets")
         if tokens_BT.dim() != 2 or tokens_BT.dtype not in (torch.int64, torch.int32):
             raise ValueError(
                 f"tokens are {tokens_BT.dtype} of shape {tuple(tokens_BT.shape)}; "
@@ -149,6 +258,12 @@ class LAHR(nn.Module):
             )
         if routing not in (None, "topk", "causal"):
             raise ValueError(f"routing is {routing!r}; it is 'topk' or 'causal'")
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of each token, in nats and at least in fp32: (…, V) and (…) to (N,)."""
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).to(wide), targets.flatten(), reduction="none")
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ Pre-norm (Zhang & Sennrich 2019), rotary positions (Su et al. 2021), gated feed-
 Tensor names carry their shape: B sequences, T tokens, D channels, H heads, E channels of a head.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,46 @@ def causal_attention(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
     return torch.cat(slices, 1).view(B, H, T, E)
 
 
+def masked_attention(q_BKHE: Tensor, k_BMHE: Tensor, v_BMHE: Tensor, visible_BKM: Tensor) -> Tensor:
+    """softmax(q k^T/√E) v over the keys that each query sees: (B, K, H, E). A query that sees none gets some mean of
+    values, finite, which its caller throws away."""
+    q_BHKE, k_BHME, v_BHME = (x.transpose(1, 2) for x in (q_BKHE, k_BMHE, v_BMHE))
+    scores_BHKM = q_BHKE @ k_BHME.transpose(2, 3) * q_BHKE.shape[-1] ** -0.5
+    scores_BHKM = scores_BHKM.masked_fill(~visible_BKM[:, None], torch.finfo(scores_BHKM.dtype).min)
+    return (scores_BHKM.softmax(-1) @ v_BHME).transpose(1, 2)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The tokens that a layer is given: the angles of their positions, and how they attend to one another.
+
+    This one is a whole window, in order, causal. `cache.Chunk` is the one whose tokens follow cached ones.
+    """
+
+    rotary: Rotary
+    real_BT: Tensor | None = None
+    """False where a token is padding; None where none is."""
+
+    def at(self, places_BK: Tensor, real_BK: Tensor) -> "Window":
+        """The tokens at those places, ascending; those that are not `real` come last and are thrown away later."""
+        return Window(self.rotary.at(places_BK), real_BK)
+
+    def site(self, name: str) -> Self:
+        """The same tokens at one place of the network, for what remembers keys there."""
+        return self
+
+    def attend(self, qk_BT2HE: Tensor, v_BTHE: Tensor) -> Tensor:
+        """Causal attention of queries and keys that are not yet turned by their positions: (B, T, H, E)."""
+        q_BTHE, k_BTHE = self.rotary.rotate(qk_BT2HE).unbind(2)
+        y_BHTE = causal_attention(q_BTHE.transpose(1, 2), k_BTHE.transpose(1, 2), v_BTHE.transpose(1, 2))
+        return y_BHTE.transpose(1, 2)
+
+    def read(self, q_BKHE: Tensor, places_BK: Tensor, k_BTHE: Tensor, v_BTHE: Tensor) -> Tensor:
+        """Attention of the tokens at `places` over the keys of all tokens up to them: (B, K, H, E)."""
+        visible_BKT = torch.arange(k_BTHE.shape[1], device=places_BK.device) <= places_BK[..., None]
+        return masked_attention(q_BKHE, k_BTHE, v_BTHE, visible_BKT)
+
+
 class Attention(nn.Module):
     """Causal multi-head attention, (B, T, D) to (B, T, D); token i sees the tokens 0 … i of the given order."""
 
@@ -112,13 +153,10 @@ class Attention(nn.Module):
         self.qkv = Linear(d_model, 3 * d_model)
         self.out = Linear(d_model, d_model, out_scale)
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
+    def forward(self, x_BTD: Tensor, window: Window) -> Tensor:
         B, T, D = x_BTD.shape
         qkv_BT3HE = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads)
-        q_BTHE, k_BTHE = rotary.rotate(qkv_BT3HE[:, :, :2]).unbind(2)
-        v_BTHE = qkv_BT3HE[:, :, 2]
-        y_BHTE = causal_attention(q_BTHE.transpose(1, 2), k_BTHE.transpose(1, 2), v_BTHE.transpose(1, 2))
-        return self.out(y_BHTE.transpose(1, 2).reshape(B, T, D))
+        return self.out(window.attend(qkv_BT3HE[:, :, :2], qkv_BT3HE[:, :, 2]).reshape(B, T, D))
 
 
 class FeedForward(nn.Module):
@@ -147,6 +185,6 @@ class Block(nn.Module):
         self.feed_forward_norm = RMSNorm(d_model)
         self.feed_forward = FeedForward(d_model, hidden, out_scale)
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary) -> Tensor:
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotary)
+    def forward(self, x_BTD: Tensor, window: Window) -> Tensor:
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), window)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))

@@ -7,7 +7,9 @@ g is the sigmoid or the identity. Since the router's score multiplies the branch
 
 Top-k compares a token with later ones, so it cannot run token by token. Beside it a predictor learns, from the
 detached input, whether a token is among the k (binary cross-entropy); under causal routing a token passes when the
-predictor exceeds a stored threshold, the running (1−c) quantile of its own outputs in training.
+predictor exceeds a stored threshold, the running (1−c) quantile of its own outputs in training. A `threshold` router
+needs no predictor: its own score is compared with its own running quantile, in training too. A `random` router is
+a top-k router whose weight stays as it started: what it gains, no learned choice is needed for.
 """
 
 import math
@@ -17,7 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lahr.model.layers import Block, Linear, Rotary, parameter, rms_norm
+from lahr.model.layers import Block, Linear, Window, parameter, rms_norm
+from lahr.model_config import Gate
+from lahr.model_config import Router as Kind
 
 Routing = Literal["topk", "causal"]
 MOMENTUM = 0.9
@@ -50,57 +54,128 @@ def pack(selected_BT: Tensor, width: int) -> tuple[Tensor, Tensor]:
     return places_BK, selected_BT.gather(1, places_BK)
 
 
-class Routed(NamedTuple):
-    """What a routed block decided, beside its output. Only `predictor_loss` carries a gradient."""
+def rows_of(places_BK: Tensor, length: int) -> Tensor:
+    """Rows of the flattened batch, (B·K,): whole-row copies are far cheaper on a CPU than an index a channel."""
+    return (places_BK + length * torch.arange(len(places_BK), device=places_BK.device)[:, None]).flatten()
 
-    predictor_loss: Tensor
-    predictor_logits_BT: Tensor
-    scores_BT: Tensor
+
+def take(x_BTD: Tensor, places_BK: Tensor) -> Tensor:
+    """The tokens at those places: (B, K, D)."""
+    B, T, D = x_BTD.shape
+    return x_BTD.reshape(B * T, D).index_select(0, rows_of(places_BK, T)).view(B, -1, D)
+
+
+class Routed(NamedTuple):
+    """What a router decided. The gates and the losses carry gradients, the rest does not."""
+
     selected_BT: Tensor
-    """The tokens that went through the block under the routing used."""
+    """The tokens that pass under the routing used."""
+    places_BK: Tensor
+    """Their places, ascending, packed to the most that a sequence has."""
+    real_BK: Tensor
+    gate_BK: Tensor
+    """What multiplies their branch; 0 where a place is not real."""
+    losses: dict[str, Tensor]
+    """`predictor`, `balance`, `z`: those that this router has, unweighted, each a mean over tokens."""
+    scores_BT: Tensor
+    causal_BT: Tensor
+    """What causal routing compares with the threshold: the predictor's logits, or a `threshold` router's scores."""
     top_k_BT: Tensor
     threshold: Tensor
+
+    def add(self, x_BTD: Tensor, delta_BKD: Tensor) -> Tensor:
+        """x, plus the gated branch of the tokens that pass; the others stay as they are, to the bit."""
+        B, T, D = x_BTD.shape
+        gated = (self.gate_BK[..., None] * delta_BKD).view(-1, D)
+        return x_BTD.reshape(B * T, D).index_add(0, rows_of(self.places_BK, T), gated).view(B, T, D)
 
     def metrics(self) -> dict[str, Tensor]:
         """`capacity` realised; `agreement`, the share of tokens where the two routings decide alike; `entropy`,
         the mean over tokens of the entropy of a coin with probability σ(r), in nats."""
-        causal_BT = self.predictor_logits_BT > self.threshold
         p_BT = self.scores_BT.sigmoid()
         entropy_BT = F.binary_cross_entropy_with_logits(self.scores_BT, p_BT, reduction="none")
         return {
             "capacity": self.selected_BT.to(p_BT.dtype).mean(),
-            "agreement": (causal_BT == self.top_k_BT).to(p_BT.dtype).mean(),
+            "agreement": ((self.causal_BT > self.threshold) == self.top_k_BT).to(p_BT.dtype).mean(),
             "entropy": entropy_BT.mean(),
         }
 
 
 class Router(nn.Module):
-    """Scores for top-k routing, and the causal predictor with its stored threshold."""
+    """Decides which tokens pass, with what weight, and learns to decide it causally."""
 
     threshold: Tensor
     observations: Tensor
 
-    def __init__(self, d_model: int, capacity: float) -> None:
+    def __init__(self, d_model: int, capacity: float, kind: Kind, gate: Gate, balance: bool, z: bool) -> None:
         super().__init__()
-        self.capacity = capacity
+        self.capacity, self.kind, self.gate, self.balance, self.z = capacity, kind, gate, balance, z
         self.weight = parameter(1, d_model, std=0.02)
-        self.predictor = Predictor(d_model, capacity)
-        # Before any observation a token passes when the predictor says more than the base rate.
-        self.register_buffer("threshold", torch.tensor(math.log(capacity / (1 - capacity))))
+        self.weight.requires_grad_(kind != "random")
+        self.predictor = Predictor(d_model, capacity) if kind != "threshold" else None
+        # Before any observation a token passes when the predictor says more than the base rate, and under
+        # `threshold` when its score is positive, as half of them are.
+        start = math.log(capacity / (1 - capacity)) if kind != "threshold" else 0.0
+        self.register_buffer("threshold", torch.tensor(start))
         self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-        """The scores r and the predictor's logits, both (B, T); the logits do not reach back into x."""
+    def forward(self, x_BTD: Tensor, routing: Routing, real_BT: Tensor | None = None) -> Routed:
+        """Routes the tokens x (B, T, D); those that are not `real` never pass under causal routing."""
         with torch.autocast(x_BTD.device.type, enabled=False):  # bf16 scores would tie
             scores_BT = F.linear(x_BTD, self.weight).squeeze(-1)
-        return scores_BT, self.predictor(x_BTD.detach())
+        k = capacity_tokens(self.capacity, x_BTD.shape[1])
+        top_k_BT = top_k_mask(scores_BT.detach(), k)
+        losses = self._score_losses(scores_BT)
+        if self.predictor is None:
+            causal_BT = scores_BT
+        else:
+            causal_BT = self.predictor(x_BTD.detach())
+            losses["predictor"] = F.binary_cross_entropy_with_logits(causal_BT, top_k_BT.to(causal_BT.dtype))
+        causal_BT = causal_BT.detach()
+        selected_BT, width = top_k_BT, k
+        if routing == "causal":
+            selected_BT = causal_BT > self.threshold
+            if real_BT is not None:
+                selected_BT = selected_BT & real_BT
+            width = max(int(selected_BT.sum(1).max()), 1)
+        places_BK, real_BK = pack(selected_BT, width)
+        r_BK = scores_BT.gather(1, places_BK)
+        gate_BK = (r_BK.sigmoid() if self.gate == "sigmoid" else r_BK) * real_BK
+        return Routed(
+            selected_BT,
+            places_BK,
+            real_BK,
+            gate_BK,
+            losses,
+            scores_BT.detach(),
+            causal_BT,
+            top_k_BT,
+            self.threshold,
+        )
+
+    def _score_losses(self, scores_BT: Tensor) -> dict[str, Tensor]:
+        """The router as a softmax over two experts, the block at logit r and the skip at 0.
+
+        Balance (Fedus et al. 2021, eq. 4): Σ over experts of share chosen × mean probability, here over the share
+        each expert should get, c and 1 − c, so that it is least at the capacity and equals theirs at c = ½. z (Zoph
+        et al. 2022, eq. 5): the squared log-partition of the same softmax with its logits centred, ±r/2. Both are
+        taken for each sequence, so they are the same however a batch is split.
+        """
+        losses, c = {}, self.capacity
+        if self.balance:
+            chosen_B = (scores_BT.detach() > 0).to(scores_BT.dtype).mean(1)
+            p_B = scores_BT.sigmoid().mean(1)
+            losses["balance"] = (chosen_B * p_B / c + (1 - chosen_B) * (1 - p_B) / (1 - c)).mean()
+        if self.z:
+            losses["z"] = (F.softplus(scores_BT) - scores_BT / 2).square().mean()
+        return losses
 
     @torch.no_grad()
-    def observe(self, logits_BT: Tensor) -> None:
-        """Moves the threshold towards the value that B·⌈cT⌉ of these logits exceed; the first is taken whole."""
-        B, T = logits_BT.shape
+    def observe(self, causal_BT: Tensor) -> None:
+        """Moves the threshold towards the value that B·⌈cT⌉ of these exceed; the first is taken whole."""
+        B, T = causal_BT.shape
         passing = B * capacity_tokens(self.capacity, T)
-        quantile = logits_BT.flatten().kthvalue(max(B * T - passing, 1)).values.to(self.threshold.dtype)
+        quantile = causal_BT.flatten().kthvalue(max(B * T - passing, 1)).values.to(self.threshold.dtype)
         moved = MOMENTUM * self.threshold + (1 - MOMENTUM) * quantile
         self.threshold.copy_(torch.where(self.observations == 0, quantile, moved))
         self.observations += 1
@@ -125,40 +200,13 @@ class Predictor(nn.Module):
 class RoutedBlock(Block):
     """A block with a router; the parameters it shares with the plain `Block` keep their names."""
 
-    def __init__(
-        self,
-        d_model: int,
-        n_heads: int,
-        hidden: int,
-        out_scale: float,
-        capacity: float,
-        gate: Literal["sigmoid", "raw"],
-    ) -> None:
+    def __init__(self, d_model: int, n_heads: int, hidden: int, out_scale: float, router: Router) -> None:
         super().__init__(d_model, n_heads, hidden, out_scale)
-        self.capacity, self.gate = capacity, gate
-        self.router = Router(d_model, capacity)
+        self.router = router
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, routing: Routing) -> tuple[Tensor, Routed]:  # type: ignore[override]
-        """(B, T, D) to (B, T, D), and the record of what was routed."""
-        B, T, D = x_BTD.shape
-        scores_BT, logits_BT = self.router(x_BTD)
-        k = capacity_tokens(self.capacity, T)
-        top_k_BT = top_k_mask(scores_BT.detach(), k)
-        predictor_loss = F.binary_cross_entropy_with_logits(logits_BT, top_k_BT.to(logits_BT.dtype))
-        logits_BT = logits_BT.detach()
-        if routing == "topk":
-            selected_BT, width = top_k_BT, k
-        else:
-            selected_BT = logits_BT > self.router.threshold
-            width = max(int(selected_BT.sum(1).max()), 1)
-
-        places_BK, real_BK = pack(selected_BT, width)
-        # Rows of the flattened batch: whole-row copies are far cheaper on a CPU than an index for each channel.
-        rows = (places_BK + T * torch.arange(B, device=x_BTD.device)[:, None]).flatten()
-        x_BKD = x_BTD.reshape(B * T, D).index_select(0, rows).view(B, width, D)
-        delta_BKD = super().forward(x_BKD, rotary.at(places_BK)) - x_BKD
-        r_BK = scores_BT.gather(1, places_BK)
-        g_BK = (r_BK.sigmoid() if self.gate == "sigmoid" else r_BK) * real_BK
-        y = x_BTD.reshape(B * T, D).index_add(0, rows, (g_BK[..., None] * delta_BKD).view(-1, D))
-        record = Routed(predictor_loss, logits_BT, scores_BT.detach(), selected_BT, top_k_BT, self.router.threshold)
-        return y.view(B, T, D), record
+    def forward(self, x_BTD: Tensor, window: Window, routing: Routing) -> tuple[Tensor, Routed]:  # type: ignore[override]
+        """(B, T, D) to (B, T, D), and what was routed."""
+        routed = self.router(x_BTD, routing, window.real_BT)
+        x_BKD = take(x_BTD, routed.places_BK)
+        delta_BKD = super().forward(x_BKD, window.at(routed.places_BK, routed.real_BK)) - x_BKD
+        return routed.add(x_BTD, delta_BKD), routed

@@ -213,8 +213,8 @@ class _Run:
                 output = self.parallel(part_inputs_BT.to(self.device), part_targets_BT.to(self.device))
             (output.loss / len(parts)).backward()
             loss += output.lm_loss.detach() / len(parts)
-            if output.predictor_logits_LBT is not None:
-                router_logits.append(output.predictor_logits_LBT)
+            if output.causal_scores_LBT is not None:
+                router_logits.append(output.causal_scores_LBT)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()

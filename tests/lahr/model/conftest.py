@@ -69,7 +69,7 @@ def awake(tokens_BT: torch.Tensor) -> Build:
             for p in model.parameters():
                 p.add_(0.15 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
             if config.mod_capacity < 1:
-                logits = model.train()(tokens_BT, tokens_BT).predictor_logits_LBT
+                logits = model.train()(tokens_BT, tokens_BT).causal_scores_LBT
                 assert logits is not None
                 model.observe(logits)
         return model.eval()

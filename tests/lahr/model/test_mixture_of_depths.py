@@ -8,16 +8,16 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lahr.model.layers import Block, Rotary, rotary_table
+from lahr.model.layers import Block, Rotary, Window, rotary_table
 from lahr.model.mixture_of_depths import Routed, RoutedBlock, Router, capacity_tokens, pack, top_k_mask
 
 D, H, T = 16, 2, 12
 
 
-def make(capacity=0.25, gate="sigmoid", seed=0):
+def make(capacity=0.25, gate="sigmoid", seed=0, kind="top_k"):
     """A routed block, the plain block of the same weights, inputs and positions, in float64."""
     torch.manual_seed(seed)
-    routed = RoutedBlock(D, H, 24, 1.0, capacity, gate).double()
+    routed = RoutedBlock(D, H, 24, 1.0, Router(D, capacity, kind, gate, False, False)).double()
     with torch.no_grad():
         for p in routed.parameters():
             p.copy_(0.4 * torch.randn_like(p))
@@ -29,7 +29,7 @@ def make(capacity=0.25, gate="sigmoid", seed=0):
 
 def gate_of(routed, x):
     r = (x @ routed.router.weight.T).squeeze(-1)
-    return r.sigmoid() if routed.gate == "sigmoid" else r
+    return r.sigmoid() if routed.router.gate == "sigmoid" else r
 
 
 @torch.no_grad()
@@ -39,9 +39,9 @@ def test_with_every_token_chosen_it_equals_the_plain_block_scaled_by_the_gate(ga
     """Caught: the gate left out; the block's whole output scaled and added instead of its branch."""
     routed, plain, x, rotary = make(0.99, gate)
     routed.router.threshold.fill_(-torch.inf)
-    y, record = routed(x, rotary, routing)
+    y, record = routed(x, Window(rotary), routing)
     assert record.selected_BT.all()
-    expected = x + gate_of(routed, x)[..., None] * (plain(x, rotary) - x)
+    expected = x + gate_of(routed, x)[..., None] * (plain(x, Window(rotary)) - x)
     assert (y - expected).abs().max() < 1e-12
 
 
@@ -51,9 +51,9 @@ def test_gathering_equals_the_dense_form_with_a_mask_over_the_positions(routing)
     """Caught: places not sorted; rotary positions of the places instead of the tokens; padding not masked;
     gates of the first places instead of the chosen tokens."""
     routed, plain, x, rotary = make(0.4)
-    logits = routed.router(x)[1]
+    logits = routed.router(x, "causal").causal_BT
     routed.router.threshold.copy_(logits.flatten().median())
-    y, record = routed(x, rotary, routing)
+    y, record = routed(x, Window(rotary), routing)
     chosen = record.selected_BT
     assert 0 < chosen.sum() < chosen.numel()
 
@@ -74,9 +74,9 @@ def test_gathering_equals_the_dense_form_with_a_mask_over_the_positions(routing)
 def test_a_token_that_is_not_chosen_passes_unchanged_to_the_bit():
     """Caught: padding places added with a weight; the residual scaled for all tokens."""
     routed, _, x, rotary = make(0.25)
-    for threshold in (torch.inf, float(routed.router(x)[1].median())):
+    for threshold in (torch.inf, float(routed.router(x, "causal").causal_BT.median())):
         routed.router.threshold.fill_(threshold)
-        y, record = routed(x, rotary, "causal")
+        y, record = routed(x, Window(rotary), "causal")
         assert torch.equal(y[~record.selected_BT], x[~record.selected_BT])
         moved = (y != x).any(-1)
         assert torch.equal(moved, record.selected_BT)
@@ -120,7 +120,7 @@ def test_packing_puts_the_chosen_first_and_says_which_they_are(mask):
 def test_an_observed_batch_passes_its_threshold_at_the_capacity_in_any_order(batch, length, capacity, seed):
     """Caught: the c quantile for 1 − c; the quantile of the first sequence alone; the start averaged in."""
     logits = torch.randn(batch, length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    router, shuffled = Router(D, capacity).double(), Router(D, capacity).double()
+    router, shuffled = (Router(D, capacity, "top_k", "sigmoid", False, False).double() for _ in range(2))
     router.observe(logits)
     passing = min(batch * capacity_tokens(capacity, length), batch * length - 1)
     assert int((logits > router.threshold).sum()) == passing
@@ -131,7 +131,7 @@ def test_an_observed_batch_passes_its_threshold_at_the_capacity_in_any_order(bat
 
 def test_the_threshold_is_a_running_average():
     """Caught: momentum on the new value; the counter never raised."""
-    router = Router(D, 0.5).double()
+    router = Router(D, 0.5, "top_k", "sigmoid", False, False).double()
     start = router.threshold.clone()
     assert start == pytest.approx(0.0, abs=1e-12)  # the base rate of one half, as a logit
     expected = None
@@ -148,25 +148,30 @@ def test_the_model_hands_each_layer_its_own_logits(cells, awake, tokens_BT, targ
     """Caught: all layers observing the first one's logits; thresholds not in the state."""
     model = awake(cells["mod"])
     output = model.train()(tokens_BT, targets_BT)
-    assert output.predictor_logits_LBT.shape == (2, *tokens_BT.shape)
-    assert not output.predictor_logits_LBT.requires_grad
+    assert output.causal_scores_LBT.shape == (2, *tokens_BT.shape)
+    assert not output.causal_scores_LBT.requires_grad
     offsets = torch.tensor([100.0, -100.0], dtype=torch.float64)[:, None, None]
     for _ in range(60):
-        model.observe(output.predictor_logits_LBT + offsets)
+        model.observe(output.causal_scores_LBT + offsets)
     state = model.state_dict()
     assert 80 < state["blocks.1.router.threshold"] < 120
     assert -120 < state["blocks.3.router.threshold"] < -80
+
+
+def record(causal_BT, scores_BT, selected_BT, top_k_BT, threshold):
+    none = torch.zeros(())
+    return Routed(selected_BT, none, none, none, {}, scores_BT, causal_BT, top_k_BT, torch.tensor(threshold))
 
 
 def test_metrics_of_constant_inputs_are_exact():
     """Caught: a sum over each sequence for the mean; entropy in bits; the scores compared with the threshold."""
     some = torch.arange(8).view(2, 4) % 4 == 0
     zero = torch.zeros(2, 4)
-    half = Routed(zero[0, 0], zero, zero, some, some, torch.tensor(1.0)).metrics()
+    half = record(zero, zero, some, some, 1.0).metrics()
     assert half["capacity"] == 0.25
     assert half["agreement"] == 0.75  # nothing exceeds the threshold, a quarter should
     assert half["entropy"] == pytest.approx(math.log(2), abs=1e-7)
-    sure = Routed(zero[0, 0], some.float(), zero + 100.0, some | True, some, torch.tensor(0.5)).metrics()
+    sure = record(some.float(), zero + 100.0, some | True, some, 0.5).metrics()
     assert [float(sure[k]) for k in ("capacity", "agreement")] == [1.0, 1.0]
     assert sure["entropy"] < 1e-40
 

@@ -83,7 +83,7 @@ class Chunk(Window):
         return self.stores[self.name].read(q_BKHE, self.positions_BT.gather(1, places_BK))
 
     def keep(self, k_BTHE: Tensor, v_BTHE: Tensor) -> None:
-        """Puts these tokens' keys and values into the store."""
+        """See `Window.keep`."""
         store = self.stores.setdefault(self.name, KeyValues(k_BTHE))
         store.append(k_BTHE, v_BTHE, self.positions_BT, self.real_BT)  # type: ignore[arg-type]
 

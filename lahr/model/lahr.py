@@ -195,8 +195,8 @@ class LAHR(nn.Module):
             return e_BTD.new_zeros(())
         some = slice(min(EXIT_STRIDE, e_BTD.shape[1]) - 1, None, EXIT_STRIDE)
         with torch.no_grad():
-            states = tuple(h_BTD[:, some].flatten(0, 1) for h_BTD in reasoned.states_BTD)
-            e, targets = e_BTD[:, some].flatten(0, 1), targets_BT[:, some].flatten()
+            states = tuple(h_BTD.detach()[:, some].flatten(0, 1) for h_BTD in reasoned.states_BTD)
+            e, targets = e_BTD.detach()[:, some].flatten(0, 1), targets_BT[:, some].flatten()
             # A step of one pass compares nothing.
             losses = [
                 _cross_entropy(self._head(self.latent.read(e, h)), targets) for h in states if len(states) > 1

@@ -158,11 +158,16 @@ class LatentReasoning(nn.Module):
         h_BTD, mean_BTD, exits, run = e_BTD, torch.zeros_like(e_BTD), [], tokens * 0
         latest: dict[str, tuple[Tensor, Tensor]] = {}
         for t in range(1, passes + 1):
+            here = window.site(f"pass{t}")
+            if not inside_BT.any():  # the deeper passes of later tokens still find the last keys of these
+                for layer, keys in latest.items():
+                    here.site(layer).keep(*keys)
+                exits.append(tokens * 0)
+                continue
             run = run + inside_BT.sum()
             # All tokens at first, in their own places, so that every layer has a key of each.
             width = T if t == 1 else max(int(inside_BT.sum(1).max()), 1)
             places_BK, real_BK = pack(inside_BT if t > 1 else torch.ones_like(inside_BT), width)
-            here = window.site(f"pass{t}")
             rotary = window.at(places_BK, real_BK).rotary
             inside = Inside(rotary, real_BK, whole=here, places_BK=places_BK, latest=latest)
             before_BKD = take(h_BTD, places_BK)

@@ -138,6 +138,9 @@ class Window:
         y_BHTE = causal_attention(q_BTHE.transpose(1, 2), k_BTHE.transpose(1, 2), v_BTHE.transpose(1, 2))
         return y_BHTE.transpose(1, 2)
 
+    def keep(self, k_BTHE: Tensor, v_BTHE: Tensor) -> None:
+        """Remembers keys and values for later tokens: a whole window has none."""
+
     def read(self, q_BKHE: Tensor, places_BK: Tensor, k_BTHE: Tensor, v_BTHE: Tensor) -> Tensor:
         """Attention of the tokens at `places` over the keys of all tokens up to them: (B, K, H, E)."""
         visible_BKT = torch.arange(k_BTHE.shape[1], device=places_BK.device) <= places_BK[..., None]

@@ -56,6 +56,16 @@ def milestones(config: TrialConfig) -> Milestones:
     return Milestones(evaluations, saves, spaced(config.train.log_points) | evaluations | saves)
 
 
+def sampled_passes(config: TrialConfig, step: int) -> int | None:
+    """Passes of the latent core in step `step` (from 0): uniform on 1 … 2R−1, whose mean is R, from (seed, step), so
+    the same on every rank and after a resume. None where passes are not sampled."""
+    most = 2 * config.model.latent_iterations - 1
+    if most < 1 or config.model.latent_mode != "sampled":
+        return None
+    digest = hashlib.sha256(f"{config.seed}/passes/{step}".encode()).digest()
+    return 1 + int.from_bytes(digest[:8], "big") % most
+
+
 def train(
     config: TrialConfig,
     data: TokenData,
@@ -119,7 +129,8 @@ class _Run:
         self.validation = data.validation_blocks(config.data.validation_blocks, config.model.max_seq_len)
         self.bytes_per_token = data.bytes_per_token
         self.milestones = milestones(config)
-        self.flops_per_step = training_flops_per_token(config.model) * config.tokens_per_step
+        self.passes: list[torch.Tensor] = []
+        """Of the latent core, in each step since the last record."""
         self.step = 0
         self.pairing = ""
         torch.manual_seed(config.seed)
@@ -153,7 +164,7 @@ class _Run:
         """Steps to the end, a record at each milestone; `last` is the record to go on from."""
         reset_peak_memory(self.runtime.device)
         self.pairing = last.pairing if last else ""
-        seconds, since = (last.seconds if last else 0.0), self.step
+        seconds, flops, since = (last.seconds if last else 0.0), (last.flops if last else 0.0), self.step
         losses = torch.zeros((), dtype=torch.float64, device=self.device)
         while self.step < self.config.steps:
             started = time.perf_counter()
@@ -166,6 +177,7 @@ class _Run:
             mean_loss = self._mean_over_ranks(losses) / (self.step - since)
             took = time.perf_counter() - started  # reading the loss has waited for the device
             seconds += took
+            flops += self._executed_flops()
             metrics = {
                 "train_loss": mean_loss,
                 "lr": self._rate(self.step - 1),
@@ -182,7 +194,7 @@ class _Run:
             yield Progress(
                 step=self.step,
                 tokens=self.step * self.config.tokens_per_step,
-                flops=self.step * self.flops_per_step,
+                flops=flops,
                 seconds=seconds,
                 metrics=metrics,
                 pairing=self.pairing,
@@ -192,6 +204,17 @@ class _Run:
                 return
             losses.zero_()
             since = self.step
+
+    def _executed_flops(self) -> float:
+        """Training FLOPs since the last record, each step with the passes that it ran."""
+        passes = torch.stack(self.passes)
+        self.passes.clear()
+        if self.world > 1:
+            dist.all_reduce(passes)
+        # Rounded, since a mean over parts and ranks of a whole number may miss it by a bit.
+        mean = (round(p, 9) for p in (passes / self.world).tolist())
+        each = (training_flops_per_token(self.config.model, passes=p) for p in mean)
+        return self.config.tokens_per_step * sum(each)
 
     def _rate(self, step: int) -> float:
         return learning_rate(self.config.train, step, self.config.steps)
@@ -205,21 +228,27 @@ class _Run:
         micro = self.runtime.micro_batch or len(inputs_BT)
         parts = list(zip(inputs_BT.split(micro), targets_BT.split(micro), strict=True))
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
-        router_logits = []
+        causal_scores, passes = [], torch.zeros((), dtype=torch.float64, device=self.device)
         for i, (part_inputs_BT, part_targets_BT) in enumerate(parts):
             if self.world > 1:
                 self.parallel.require_backward_grad_sync = i == len(parts) - 1  # average once, after the last part
             with self.autocast():
-                output = self.parallel(part_inputs_BT.to(self.device), part_targets_BT.to(self.device))
+                output = self.parallel(
+                    part_inputs_BT.to(self.device),
+                    part_targets_BT.to(self.device),
+                    passes=sampled_passes(self.config, self.step),
+                )
             (output.loss / len(parts)).backward()
             loss += output.lm_loss.detach() / len(parts)
+            passes += output.passes / len(parts)
             if output.causal_scores_LBT is not None:
-                router_logits.append(output.causal_scores_LBT)
+                causal_scores.append(output.causal_scores_LBT)
         grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        if router_logits:
-            self.model.observe(self._from_all_ranks(torch.cat(router_logits, dim=1)))
+        if causal_scores:
+            self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)))
+        self.passes.append(passes)
         self.step += 1
         return loss, grad_norm
 

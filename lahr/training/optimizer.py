@@ -21,6 +21,8 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     values: list[str] = []
     parameters = dict(model.named_parameters())
     for name, parameter in parameters.items():
+        if not parameter.requires_grad:  # a random router's weight
+            continue
         if name.endswith("memory.values"):
             values.append(name)
         elif parameter.ndim >= 2 and "embedding" not in name:

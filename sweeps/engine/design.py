@@ -69,7 +69,7 @@ class Trial:
     levels: Mapping[str, Level]
     config: TrialConfig
     flops: float
-    """Training FLOPs of the whole trial, by the closed form."""
+    """Training FLOPs of the whole trial, by the closed form, every token running all passes."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Design:
             seed=seed,
             levels=cell.levels,
             config=config,
-            flops=training_flops_per_token(config.model) * tokens,
+            flops=training_flops_per_token(config.model, segments=config.data.segments) * tokens,
         )
 
     def identity(self) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def result_of(trial: Trial, last: Progress) -> dict[str, Any]:
         "steps": last.step,
         "tokens": last.tokens,
         "flops": last.flops,
-        "flops_per_token": trial.flops / (trial.config.steps * trial.config.tokens_per_step),
+        "flops_per_token": last.flops / last.tokens,
         "seconds": last.seconds,
         "tokens_per_second": last.tokens / last.seconds if last.seconds > 0 else None,
         "pairing": last.pairing,

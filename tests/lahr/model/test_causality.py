@@ -14,9 +14,9 @@ def change_from(tokens_BT, t):
 
 
 @torch.no_grad()
-def test_no_logit_before_a_change_moves_under_causal_routing(cell, awake, tokens_BT):
+def test_no_logit_before_a_change_moves_under_causal_routing(every, awake, tokens_BT):
     """Caught: the causal mask one place late (`triu_(start + 2)`); the causal branch taking the top-k mask."""
-    model = awake(cell)
+    model = awake(every)
     before = model(tokens_BT)
     for t in (1, 7, 16, 23):
         after = model(change_from(tokens_BT, t))
@@ -63,10 +63,10 @@ def test_top_k_that_chooses_anew_does_see_the_future(cells, awake, tokens_BT):
 
 @torch.no_grad()
 @pytest.mark.parametrize("routing", ["causal", "topk"])
-def test_a_sequence_gives_the_same_logits_alone_and_in_any_batch(cell, routing, awake, tokens_BT):
+def test_a_sequence_gives_the_same_logits_alone_and_in_any_batch(every, routing, awake, tokens_BT):
     """Caught: padding places not masked out (`* real_BK` removed); the top k taken over the whole batch; memory
     queries normalised over the batch."""
-    model = awake(cell)
+    model = awake(every)
     together = model(tokens_BT, routing=routing)
     order = torch.tensor([3, 0, 4])
     assert (model(tokens_BT[order], routing=routing) - together[order]).abs().max() < EXACT
@@ -75,7 +75,7 @@ def test_a_sequence_gives_the_same_logits_alone_and_in_any_batch(cell, routing, 
 
 
 @torch.no_grad()
-def test_a_shorter_sequence_gives_the_first_logits_of_the_longer_one(cell, awake, tokens_BT):
+def test_a_shorter_sequence_gives_the_first_logits_of_the_longer_one(every, awake, tokens_BT):
     """Caught: a router threshold taken over the sequence at evaluation instead of the stored one."""
-    model = awake(cell)
+    model = awake(every)
     assert (model(tokens_BT[:, :9]) - model(tokens_BT)[:, :9]).abs().max() < EXACT

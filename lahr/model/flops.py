@@ -82,14 +82,12 @@ def _latent(c: ModelConfig, useful: bool, passes: float) -> tuple[float, float]:
         return 0.0, 0.0
     d, T = c.d_model, c.max_seq_len
     recurrence, readout = (4.0 * d if useful else 0.0), 2.0 * d * d
-    if c.latent_halting == "act" and not useful:
-        # A pass reads all keys, masked, and every token's exit is computed in every pass.
-        a_pass = float(c.latent_core_layers * (2 * _block_matrices(c) + 4 * d * T))
-        return passes * a_pass + c.latent_iterations * 2 * d + readout, 0.0
     a_pass = c.latent_core_layers * _block_over(c, T, useful) + recurrence
+    if c.latent_halting == "act":  # whose passes read all keys, masked
+        masked = 0.0 if useful else c.latent_core_layers * 4 * d * (T - attention_span(T))
+        return passes * (a_pass + masked + 2 * d) + readout, 0.0
     if c.latent_capacity == 1:
-        leaving = 2.0 * d if c.latent_halting == "act" else 0.0
-        return passes * (a_pass + leaving) + readout, 0.0
+        return passes * a_pass + readout, 0.0
     k = capacity_tokens(c.latent_capacity, T)
     a_short_pass = k / T * (c.latent_core_layers * _block_over(c, k, useful) + recurrence)
     return a_pass + (passes - 1) * a_short_pass + readout, _router(c)

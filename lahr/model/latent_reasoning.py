@@ -175,7 +175,7 @@ class LatentReasoning(nn.Module):
             after_BKD = torch.where(real_BK[..., None], after_BKD, before_BKD)
             h_BTD = put(h_BTD, places_BK, after_BKD)
 
-            p_BT = self.exit(h_BTD).sigmoid()
+            p_BT = put(left_BT, places_BK, self.exit(after_BKD).sigmoid())
             now_BT = left_BT + (p_BT if act else (1 - left_BT) * p_BT)
             leaves_BT = inside_BT & ((now_BT >= (1 - ACT_EPSILON if act else self.leaves_at)) | (t == passes))
             if act:

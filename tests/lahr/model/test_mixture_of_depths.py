@@ -1,6 +1,7 @@
 """Routing: which tokens pass, that skipping equals the dense masked form, and the causal threshold (property 2)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lahr.model import LAHR
 from lahr.model.layers import Block, Rotary, Window, rotary_table
 from lahr.model.mixture_of_depths import Routed, RoutedBlock, Router, capacity_tokens, pack, top_k_mask
+from tests.lahr.model.conftest import OPTIONS
 
 D, H, T = 16, 2, 12
 
@@ -186,3 +189,110 @@ def test_the_model_reports_the_capacity_of_the_routing_used(cells, awake, tokens
     causal = model(tokens_BT, targets_BT).metrics
     assert (causal["mod/capacity_layer1"], causal["mod/capacity_layer3"]) == (1.0, 0.0)
     assert causal["mod/agreement"] == 0.5  # all pass where a quarter should, none where a quarter should
+
+
+def test_a_threshold_router_chooses_by_its_own_score_in_training_and_at_evaluation(cells, awake, tokens_BT):
+    """Caught: top-k in training; a predictor built all the same; the threshold never observed."""
+    model = awake(replace(cells["mod"], mod_router="threshold"))
+    assert not any("predictor" in name for name, _ in model.named_parameters())
+    chosen = []
+    for block in (model.blocks[1], model.blocks[3]):
+        block.router.register_forward_hook(lambda module, given, routed: chosen.append((module, given[0], routed)))
+    for mode in (model.train(), model.eval()):
+        mode(tokens_BT)
+    for router, x, routed in chosen:
+        scores = (x @ router.weight.T).squeeze(-1)
+        assert torch.equal(routed.selected_BT, scores > router.threshold)
+        assert torch.equal(routed.causal_BT, scores)
+        assert 0 < routed.selected_BT.sum() < tokens_BT.numel()
+    assert torch.equal(chosen[0][2].selected_BT, chosen[2][2].selected_BT)
+
+
+def test_a_threshold_router_keeps_to_its_capacity_as_the_scores_move(cells, tokens_BT, targets_BT):
+    """Caught: the threshold left where it started; the c quantile for 1 − c."""
+    model = LAHR(replace(cells["mod"], mod_router="threshold"), seed=1).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.3)
+    shares = []
+    for _ in range(30):
+        seen = []
+        handle = model.blocks[1].router.register_forward_hook(
+            lambda module, given, routed, seen=seen: seen.append(float(routed.selected_BT.float().mean()))
+        )
+        output = model(tokens_BT, targets_BT)
+        handle.remove()
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        model.observe(output.causal_scores_LBT)
+        shares += seen
+    assert abs(sum(shares[-10:]) / 10 - 0.25) < 0.05
+    assert abs(shares[0] - 0.25) > 0.05, "the start must be off, or nothing was learnt"
+
+
+def test_a_random_router_chooses_and_stays_as_it_started(cells, awake, tokens_BT, targets_BT):
+    """The control. Caught: a weight that learns; a start other than the learned router's."""
+    random, learned = (LAHR(replace(cells["mod"], mod_router=kind), 3).train() for kind in ("random", "top_k"))
+    assert torch.equal(random.blocks[1].router.weight, learned.blocks[1].router.weight)
+    assert torch.equal(random(tokens_BT), learned(tokens_BT))
+    random(tokens_BT, targets_BT).loss.backward()
+    assert random.blocks[1].router.weight.grad is None
+    assert all(p.grad is not None for n, p in random.named_parameters() if not n.endswith("router.weight"))
+
+
+@settings(deadline=None)
+@given(
+    scores=st.lists(st.lists(st.floats(-9, 9), min_size=6, max_size=6), min_size=1, max_size=3),
+    capacity=st.sampled_from([0.125, 0.5, 0.7]),
+)
+def test_balance_and_z_losses_are_those_of_a_softmax_over_two_experts(scores, capacity):
+    """Fedus et al. 2021, eq. 4; Zoph et al. 2022, eq. 5. Caught: counts of the k chosen, which are constant; shares
+    over the batch; log Z not squared."""
+    router = Router(D, capacity, "top_k", "sigmoid", True, True).double()
+    r = torch.tensor(scores, dtype=torch.float64)
+    found = router._score_losses(r)
+    balance, z = [], []
+    for row in scores:
+        block = [math.exp(x / 2) / (math.exp(x / 2) + math.exp(-x / 2)) for x in row]
+        f = sum(x > 0 for x in row) / 6
+        p = sum(block) / 6
+        balance.append(f * p / capacity + (1 - f) * (1 - p) / (1 - capacity))
+        z += [math.log(math.exp(x / 2) + math.exp(-x / 2)) ** 2 for x in row]
+    assert float(found["balance"]) == pytest.approx(sum(balance) / len(balance), rel=1e-9)
+    assert float(found["z"]) == pytest.approx(sum(z) / len(z), rel=1e-9)
+
+
+def test_the_balance_loss_pulls_the_share_towards_the_capacity_and_the_z_loss_the_scores_to_zero():
+    """Caught: the weights c and 1 − c exchanged; the sign."""
+    router = Router(D, 0.125, "top_k", "sigmoid", True, True).double()
+    for offset, sign in ((2.0, 1), (-9.0, -1)):
+        r = (torch.linspace(-1, 1, 16, dtype=torch.float64) + offset)[None].requires_grad_()
+        losses = router._score_losses(r)
+        (balance,) = torch.autograd.grad(losses["balance"], r, retain_graph=True)
+        (z,) = torch.autograd.grad(losses["z"], r)
+        assert balance.sign().eq(sign).all()
+        assert z.sign().eq(sign).all()
+
+
+def test_the_model_adds_the_router_losses_with_their_weights(cells, awake, tokens_BT, targets_BT):
+    """Caught: a loss of one layer alone; the weights exchanged; added at weight 0."""
+    config = replace(cells["mod"], mod_balance_loss=0.3, mod_z_loss=0.02)
+    model = awake(config).train()
+    output = model(tokens_BT, targets_BT)
+    own = [model.blocks[i].router for i in (1, 3)]
+    losses = []
+    for router in own:
+        router.register_forward_hook(lambda module, given, routed: losses.append(routed.losses))
+    model(tokens_BT, targets_BT)
+    expected = sum(x["predictor"] + 0.3 * x["balance"] + 0.02 * x["z"] for x in losses)
+    assert float(output.loss - output.lm_loss) == pytest.approx(float(expected), rel=1e-12)
+    assert float(output.metrics["mod/z_loss"]) == pytest.approx(float(sum(x["z"] for x in losses)) / 2)
+    plain = awake(cells["mod"]).train()(tokens_BT, targets_BT)
+    assert not {"mod/z_loss", "mod/balance_loss"} & plain.metrics.keys()
+
+
+def test_two_expert_losses_are_the_same_however_a_batch_is_split(awake, tokens_BT, targets_BT):
+    """So that ranks and micro-batches agree. Caught: f and P over the whole batch."""
+    model = awake(OPTIONS["router losses"]).train()
+    whole = model(tokens_BT, targets_BT).loss
+    parts = [model(tokens_BT[b : b + 1], targets_BT[b : b + 1]).loss for b in range(5)]
+    assert float(whole) == pytest.approx(float(sum(parts)) / 5, abs=1e-12)

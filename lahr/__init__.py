@@ -1,7 +1,8 @@
-"""LAHR: Mixture-of-Depths routing, latent reasoning iterations and product-key memory, each on or off."""
+"""LAHR: Mixture-of-Depths routing, latent reasoning iterations and a differentiable memory, each on or off."""
 
 from lahr.config import TrialConfig
 from lahr.model import LAHR
 from lahr.model_config import ModelConfig
+from lahr.trained import Trained, load
 
-__all__ = ["LAHR", "ModelConfig", "TrialConfig"]
+__all__ = ["LAHR", "ModelConfig", "Trained", "TrialConfig", "load"]

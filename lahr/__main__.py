@@ -1,17 +1,21 @@
-"""One run without Ray, for debugging and for machines that have only torch.
+"""One run without Ray, and what can be done with a trained model; for machines that have only torch, too.
 
     python -m lahr train                                        the `quick` preset, every mechanism off
     python -m lahr train --mod --latent --memory --seed 1       the full model
     python -m lahr train --data text.txt --train.lr 1e-3        any field of the configuration
+    python -m lahr generate PLACE --prompt "Once upon a time"   text from a trial, a run, a checkpoint or an export
+    python -m lahr export PLACE FOLDER                          safetensors, configuration and tokenizer
 
-Running it again goes on from its newest checkpoint.
+Training again goes on from the newest checkpoint. `--help` after a command lists its options.
 """
 
+import contextlib
+import dataclasses
 import io
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,13 +32,15 @@ from rich.progress import (
 
 from lahr.config import DataConfig, TrainConfig, TrialConfig
 from lahr.data import prepare
-from lahr.errors import check
+from lahr.errors import check, nearest
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
+from lahr.model.generation import Sampling
 from lahr.model_config import ModelConfig
-from lahr.options import parse, run
+from lahr.options import parse, run, sampling
 from lahr.plain import from_dict
 from lahr.presets import Preset, preset, with_levels
+from lahr.trained import export, find
 from lahr.training.loop import train
 from lahr.training.progress import Progress as Record
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
@@ -47,8 +53,6 @@ class Options:
     model: ModelConfig
     data: DataConfig
     train: TrainConfig
-    command: tyro.conf.Positional[Literal["train"]]
-    """What to do."""
     preset: str = "quick"
     """smoke, quick, small, paper or base: sizes and defaults of everything below."""
     mod: bool = False
@@ -73,20 +77,114 @@ class Options:
     @staticmethod
     def of(name: str, preset: Preset) -> "Options":
         """A preset's options."""
-        return Options(preset.model, preset.data, preset.train, command="train", preset=name)
+        return Options(preset.model, preset.data, preset.train, preset=name)
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """Continues prompts with a trained model."""
+
+    place: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLACE")]
+    """A trial's or a run's folder, one of their checkpoints (step-N), or an exported folder; a path or URI."""
+    prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Text to continue, the beginning of a document; may be given several times, for a batch. Without one the model
+    begins by itself."""
+    tokens: int = 100
+    """New tokens at most; a text that ends is shorter."""
+    temperature: float = 0.8
+    """0 takes the likeliest token each time."""
+    top_k: int | None = None
+    """Draw from the k likeliest only."""
+    top_p: float = 1.0
+    """Draw from the likeliest only that hold this share of the probability together."""
+    seed: int = 0
+    """Of the draws; the same one draws alike from every model."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """`auto` takes a GPU if there is one."""
+
+    def __post_init__(self) -> None:
+        check(self.tokens >= 1, f"--tokens is {self.tokens}; it must be at least 1")
+        check(self.seed >= 0, f"--seed is {self.seed}; it must be 0 or more")
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return sampling(self.temperature, self.top_k, self.top_p, self.seed)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Writes a trained model's safetensors, configuration and tokenizer into one folder."""
+
+    place: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLACE")]
+    """A trial's or a run's folder, or one of their checkpoints (step-N); a path or URI."""
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FOLDER")]
+    """Where to write; new or empty."""
 
 
 def main(argv: list[str]) -> int:
-    """Trains as asked; 0 when finished, 1 when the run diverged."""
-    options = parse(Options, argv or ["--help"], Options.of, "python -m lahr")
-    import torch
+    """Runs one command; its exit status."""
+    commands = {"train": train_one, "generate": generate, "export": write_export}
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: python -m lahr {{{','.join(commands)}}} [options]\n\n{__doc__}", end="")
+        return 0
+    check(
+        argv[0] in commands,
+        f"unknown command {argv[0]!r}{nearest(argv[0], list(commands))}; it must be one of {', '.join(commands)}",
+    )
+    return commands[argv[0]](argv[1:])
 
-    device = options.device if options.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+def generate(argv: list[str]) -> int:
+    """Prints the continuations; one alone as it comes."""
+    options = parse(GenerateOptions, argv, None, "python -m lahr generate")
+    trained = find(options.place, _device(options.device))
+    prompts = options.prompt or ("",)
+    console = Console(highlight=False)
+    texts: list[str] = [""] * len(prompts)
+    shown = 0
+    console.print(prompts[0] if len(prompts) == 1 else "", end="", markup=False, soft_wrap=True)
+    with console.status("") if len(prompts) > 1 else contextlib.nullcontext() as status:
+        for n, texts in enumerate(trained.continuations(prompts, options.tokens, options.sampling()), 1):
+            if status is not None:
+                status.update(f"{n} of at most {options.tokens} tokens")
+            elif not texts[0].endswith("\ufffd"):  # a character whose last bytes are still to come
+                console.print(texts[0][shown:], end="", markup=False, soft_wrap=True)
+                shown = len(texts[0])
+    if len(prompts) == 1:
+        console.print(texts[0][shown:], markup=False, soft_wrap=True)
+    else:
+        for prompt, text in zip(prompts, texts, strict=True):
+            console.print(prompt + text + "\n", markup=False, soft_wrap=True)
+    return 0
+
+
+def write_export(argv: list[str]) -> int:
+    """Exports; says what was written."""
+    options = parse(ExportOptions, argv, None, "python -m lahr export")
+    trained = find(options.place)
+    folder = export(trained, options.folder)
+    console = Console(highlight=False)
+    loss = trained.about["val_loss"]
+    console.print(
+        f"{parameter_counts(trained.config.model)['total']:,} parameters after {trained.about['tokens']:,} tokens"
+        + (f", validation loss {loss:.4f} nats" if loss is not None else "")
+        + f", in {folder.uri}; read it with lahr.load({folder.uri!r})",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def train_one(argv: list[str]) -> int:
+    """Trains as asked; 0 when finished, 1 when the run diverged."""
+    options = parse(Options, argv, Options.of, "python -m lahr train")
+    device = _device(options.device)
     on = preset(options.preset).on
     fields = {"mod": "mod_capacity", "latent": "latent_iterations", "memory": "memory_slots"}
     model = with_levels(
         options.model, {field: on[field] for name, field in fields.items() if getattr(options, name)}
     )
+    _refuse_unused(model, preset(options.preset).model)
     precision = choose_precision(device) if options.precision == "auto" else options.precision
     config = TrialConfig(model, options.data, options.train, options.seed, precision)
     runtime = Runtime(
@@ -112,6 +210,7 @@ def main(argv: list[str]) -> int:
             "with, or another --out",
         )
     folder.write_json("config.json", {**asdict(config), "runtime": asdict(runtime)})
+    folder.write("tokenizer.json", data.tokenizer_path.read_bytes())
     console.print(
         f"{parameter_counts(model)['total']:,} parameters, {config.steps:,} steps of {config.tokens_per_step:,} tokens "
         f"of {data.description}, {precision} on {device}\n{folder.uri}"
@@ -127,6 +226,23 @@ def main(argv: list[str]) -> int:
         f"({last.metrics['bits_per_byte']:.4f} bits a byte), {last.tokens / last.seconds:,.0f} tokens/s"
     )
     return 0
+
+
+def _device(asked: str) -> str:
+    import torch
+
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _refuse_unused(model: ModelConfig, usual: ModelConfig) -> None:
+    """`ConfigError` for a setting that was given to a mechanism that is off."""
+    settled = model.settled()
+    for field in dataclasses.fields(model):
+        given, mechanism = getattr(model, field.name), field.name.partition("_")[0]
+        check(
+            given in (getattr(settled, field.name), getattr(usual, field.name)),
+            f"model.{field.name} is {given!r}, but {mechanism} is off; turn it on with --{mechanism}, or leave it out",
+        )
 
 
 def _show(config: TrialConfig, data: object, runtime: Runtime, folder: Folder, console: Console) -> list[Record]:

@@ -41,6 +41,17 @@ class Folder:
         return Folder(place)
 
     @property
+    def name(self) -> str:
+        """Its last part."""
+        return PurePosixPath(self.uri.partition("?")[0]).name
+
+    @property
+    def parent(self) -> "Folder":
+        """The folder that this one lies in."""
+        base, query, options = self.uri.partition("?")
+        return Folder(f"{base.rstrip('/').rpartition('/')[0]}{query}{options}")
+
+    @property
     def is_local(self) -> bool:
         """Whether it is a path of this machine (or one mounted on it)."""
         return "://" not in self.uri

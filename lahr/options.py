@@ -10,11 +10,12 @@ import itertools
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
 from lahr.errors import ConfigError, nearest
+from lahr.model.generation import Sampling
 from lahr.presets import Preset, preset
 
 Options = TypeVar("Options")
@@ -22,27 +23,36 @@ DEFAULT_PRESET = "quick"
 _TYPES = {"INT": "a whole number", "FLOAT": "a number", "STR": "text", "{None}|INT": "a whole number or None"}
 
 
-def parse(kind: type[Options], argv: Sequence[str], fill: Callable[[str, Preset], Options], prog: str) -> Options:
-    """`kind` from the command line, its defaults made by `fill(name, preset)` from the preset that `argv` names.
+def parse(
+    kind: type[Options], argv: Sequence[str], fill: Callable[[str, Preset], Options] | None, prog: str
+) -> Options:
+    """`kind` from the command line; where `fill` is given, its defaults are `fill(name, preset)` of the preset that
+    `argv` names.
 
-    Raises `ConfigError`, in one line, for what is unknown, ill-typed or out of range.
+    Raises `ConfigError`, in one line, for what is unknown, ill-typed, missing or out of range.
     """
     argv = [re.sub(r"^--data(?==|$)", "--data.corpus", argument) for argument in argv]
-    name = _preset_name(argv)
+    filled: dict[str, Any] = {}
+    if fill is not None:
+        name = _preset_name(argv)
+        filled["default"] = fill(name, preset(name))
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(
-                kind,
-                args=argv,
-                default=fill(name, preset(name)),
-                prog=prog,
-                config=(tyro.conf.AvoidSubcommands,),
-            )
+            return tyro.cli(kind, args=argv, prog=prog, config=(tyro.conf.AvoidSubcommands,), **filled)
     except SystemExit as exit_:
         if not exit_.code:
             raise  # --help has printed itself
         raise ConfigError(_one_line(errors.getvalue(), argv)) from None
+
+
+def sampling(temperature: float, top_k: int | None, top_p: float, seed: int) -> Sampling:
+    """How tokens are drawn, from the options of those names; `ConfigError` names the one that cannot be used."""
+    try:
+        return Sampling(temperature, top_k, top_p, seed)
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ConfigError(f"--{name.replace('_', '-')} {rest}") from error
 
 
 def fail(error: Exception) -> NoReturn:
@@ -95,6 +105,10 @@ def _one_line(boxed: str, argv: Sequence[str]) -> str:
         wanted = re.search(rf"(?m)^ {{4}}{re.escape(flag)} (.+?) *$", inside)
         kind = re.sub(r"\[(\w+) \[\w+ \.\.\.\]\]", r"\1", wanted[1]) if wanted else ""
         return f"{flag} is {_given(flag, argv)}; it must be {_TYPES.get(kind, kind or 'of another type')}"
+    if missing := re.match(r"The following arguments? (?:is|are) required: (.*)", text):
+        return f"{missing[1].split(' ')[0].rstrip(',')} is missing; --help says what it is"
+    if missing := re.match(r"Missing from [^:]*: (\S+) (.*?) ?\(required\)", text):
+        return f"{missing[1]} is missing: {missing[2]}"
     # What a configuration itself says comes after the name of its part.
     return re.sub(r"^Error parsing \w+: ", "", text)
 

@@ -1,5 +1,6 @@
 """Dataclasses from plain values and back: JSON with one form for each value, and fields checked by their types."""
 
+import contextlib
 import dataclasses
 import json
 import types
@@ -36,6 +37,26 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     missing = [name for name in known if name not in given]
     check(not missing, f"missing {', '.join(where + name for name in missing)}")
     return cls(**filled)
+
+
+def read_field(cls: type, name: str, text: str) -> Any:
+    """The value that `text` gives to the field `name` of the dataclass `cls`; `ConfigError` for what cannot be."""
+    known = [f.name for f in fields(cls)]
+    check(name in known, f"unknown field {name!r}{nearest(name, known)}; allowed: {', '.join(known)}")
+    hint = typing.get_type_hints(cls)[name]
+    for value in _readings(text):
+        if _is_a(value, hint):
+            return float(value) if hint is float else value
+    check(False, f"{name} is {text!r}; it must be {_say(hint)}")
+
+
+def _readings(text: str) -> list[Any]:
+    """What a word on a command line may mean, the narrowest first."""
+    found: list[Any] = [{"none": None, "true": True, "false": False}.get(text.lower(), text)]
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            found.append(kind(text))
+    return [*found[1:], found[0]]
 
 
 def _is_a(value: Any, hint: Any) -> bool:

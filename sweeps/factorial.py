@@ -73,6 +73,7 @@ def run(options: Options, console: Console) -> int:
             known = results.header()["estimated_seconds"] if results.exists() else {}
             seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
             results.begin(design, runtime, study.about(sweep, seconds), study.environment())
+            results.folder.write("tokenizer.json", sweep.data.tokenizer_path.read_bytes())
             taken = sum(results.take_over(other, design) for other in others)
             pending = results.pending(design)
             _say_start(console, sweep, len(pending), taken, lanes)

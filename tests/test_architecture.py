@@ -19,6 +19,8 @@ SWEEPS_MAY = {
     "lahr.plain",
     "lahr.presets",
     "lahr.model.flops",
+    "lahr.model.generation",
+    "lahr.trained",
     "lahr.distributed",
     "lahr.files",
     "lahr.options",

@@ -46,10 +46,13 @@ def save(folder: Folder, checkpoint: Checkpoint) -> None:
         folder.remove(f"step-{step}")
 
 
-def newest(folder: Folder, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint whose manifest holds and whose fingerprint is this one, and what was wrong with newer."""
+def newest(folder: Folder, fingerprint: str | None, only: int | None = None) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint whose manifest holds and whose fingerprint is this one, and what was wrong with newer.
+
+    A fingerprint of None takes any; `only` looks at that step alone.
+    """
     problems: list[str] = []
-    for step in _steps(folder):
+    for step in _steps(folder) if only is None else [only]:
         try:
             return _load(folder, step, fingerprint), problems
         except (OSError, ValueError, KeyError) as error:
@@ -67,7 +70,7 @@ def _steps(folder: Folder) -> list[int]:
     return sorted((int(match[1]) for match in found if match), reverse=True)
 
 
-def _load(folder: Folder, step: int, fingerprint: str) -> Checkpoint:
+def _load(folder: Folder, step: int, fingerprint: str | None) -> Checkpoint:
     place = f"step-{step}"
     if not folder.exists(f"{place}/manifest.json"):
         raise ValueError("it has no manifest (it was never finished)")
@@ -78,6 +81,6 @@ def _load(folder: Folder, step: int, fingerprint: str) -> Checkpoint:
         if hashlib.sha256(contents[name]).hexdigest() != manifest[name]:
             raise ValueError(f"{name} is damaged (its sha256 is not the manifest's)")
     meta = json.loads(contents["state.json"])
-    if meta["fingerprint"] != fingerprint:
+    if fingerprint is not None and meta["fingerprint"] != fingerprint:
         raise ValueError(f"it belongs to configuration {meta['fingerprint']}, not {fingerprint}")
     return Checkpoint(step, safetensors.torch.load(contents["state.safetensors"]), meta)

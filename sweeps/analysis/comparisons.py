@@ -63,6 +63,58 @@ def second_family(trials: pd.DataFrame, factors: Sequence[str] = FACTORS, metric
     return table
 
 
+def extra_family(trials: pd.DataFrame, metric: str = "val_loss") -> pd.DataFrame:
+    """Each extra cell minus the corner that it is an option of, paired by seed, as a family of its own.
+
+    Columns: cell, of, loss (mean), estimate, low, high (95 %, one t over the seeds' differences), p, p_adjusted (Holm),
+    blocks; and for `tokens_per_second` and `flops` the ratio to the corner with `_low` and `_high`, as logs.
+    """
+    finished = trials[trials["status"] == "finished"]
+    rows = []
+    for cell, of in extras_of(trials).items():
+        mine, corner = (finished[finished["cell"] == name].set_index("seed") for name in (cell, of))
+        shared = mine.index.intersection(corner.index)
+        row: dict[str, Any] = {"cell": cell, "of": of, "loss": mine[metric].mean(), "blocks": len(shared)}
+        middle, low, high, p = _paired((mine[metric] - corner[metric])[shared].to_numpy(float))
+        row |= {"estimate": middle, "low": low, "high": high, "p": p}
+        for measure in ("tokens_per_second", "flops"):
+            logs = np.log((mine[measure] / corner[measure])[shared].to_numpy(float))
+            middle, low, high = np.exp(_paired(logs)[:3])
+            row |= {measure: middle, f"{measure}_low": low, f"{measure}_high": high}
+        rows.append(row)
+    table = pd.DataFrame(rows)
+    if len(table):
+        table["p_adjusted"] = holm(table["p"].to_numpy(float))
+    return table
+
+
+def extras_of(trials: pd.DataFrame) -> dict[str, str]:
+    """Extra cell → the corner it is an option of, in the order of the table."""
+    if "extra_of" not in trials:
+        return {}
+    some = trials[trials["extra_of"].notna()]
+    return dict(zip(some["cell"], some["extra_of"], strict=True))
+
+
+def without_extras(trials: pd.DataFrame) -> pd.DataFrame:
+    """The trials of the factorial and its further levels."""
+    return trials[trials["extra_of"].isna()] if "extra_of" in trials else trials
+
+
+def _paired(differences: np.ndarray) -> tuple[float, float, float, float]:
+    """Mean, 95 % interval and p of paired differences; NaN where there are too few."""
+    n = len(differences)
+    mean = float(differences.mean()) if n else math.nan
+    error = float(differences.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
+    half = float(stats.t.isf(0.025, n - 1)) * error if n > 1 else math.nan
+    return (
+        mean,
+        mean - half,
+        mean + half,
+        float(paired_p(np.array(mean), np.array(error), n - 1)) if n > 1 else math.nan,
+    )
+
+
 def ratios(
     trials: pd.DataFrame, columns: Sequence[str] = ("tokens_per_second", "flops"), factors: Sequence[str] = FACTORS
 ) -> pd.DataFrame:

@@ -2,7 +2,8 @@
 
 A full factorial of factors with an off level and one or more on levels. A cell is named by what is on: `base`,
 `mod`, `mod+latent`. The first on level gives the corner of the 2^k factorial; a further one is named with its
-value, `mod=0.25+latent`, and stands beside the corners. Seeds are blocks: every cell runs every seed.
+value, `mod=0.25+latent`, and stands beside the corners. An extra cell is a corner with options of the model at other
+values, `mod~mod_router=random`, to be compared with that corner. Seeds are blocks: every cell runs every seed.
 """
 
 import hashlib
@@ -13,9 +14,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from lahr.config import TrialConfig
-from lahr.errors import check
+from lahr.errors import check, nearest
 from lahr.model.flops import parameter_counts, training_flops_per_token
-from lahr.plain import canonical_json, from_dict
+from lahr.model_config import ModelConfig
+from lahr.plain import canonical_json, from_dict, read_field
 from lahr.presets import with_levels
 
 Level = float | int
@@ -47,6 +49,32 @@ class Factor:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """A cell beside the factorial: a corner with some fields of the model at other values."""
+
+    corner: str
+    """The cell it is compared with: `base`, `mod`, …"""
+    fields: tuple[tuple[str, Any], ...]
+    """Names and values, in the order they were given."""
+
+    @staticmethod
+    def parse(text: str) -> "Extra":
+        """From `corner:field=value,field=value`; `ConfigError` for what is unknown or ill-typed."""
+        corner, colon, assignments = text.partition(":")
+        pairs = [assignment.partition("=") for assignment in assignments.split(",")]
+        check(
+            bool(colon and corner) and all(name and equals and value for name, equals, value in pairs),
+            f"--extra {text!r} is not of the form cell:field=value,field=value, such as mod:mod_router=random",
+        )
+        return Extra(corner, tuple((name, read_field(ModelConfig, name, value)) for name, _, value in pairs))
+
+    @property
+    def name(self) -> str:
+        """The cell's name."""
+        return "~".join([self.corner, *(f"{name}={value}" for name, value in self.fields)])
+
+
+@dataclass(frozen=True)
 class Cell:
     """One combination of levels."""
 
@@ -57,6 +85,8 @@ class Cell:
     """Factor's name → whether it is on."""
     corner: bool
     """Whether every factor that is on is at its first on level: the cell belongs to the 2^k factorial."""
+    extra: Extra | None = None
+    """What sets an extra cell apart from its corner."""
 
 
 @dataclass(frozen=True)
@@ -83,24 +113,34 @@ class Design:
     """Of the data's tokens."""
     seeds: int
     """Seed blocks, numbered from 0."""
+    extras: tuple[Extra, ...] = ()
 
     def __post_init__(self) -> None:
         check(self.seeds >= 1, f"--seeds is {self.seeds}; give at least 1 (5 see large effects, 8 support a claim)")
-        self.cells()  # every combination must be a valid model
+        for cell in self.cells():  # every combination must be a valid model
+            replace(self.config, model=self._model(cell))
+        names = [extra.name for extra in self.extras]
+        check(len(set(names)) == len(names), f"an extra cell is given twice: {', '.join(names)}")
 
     def cells(self) -> tuple[Cell, ...]:
         """All combinations, `base` first, the corners of one factor before those of two."""
         combinations = itertools.product(*[(factor.off, *factor.on) for factor in self.factors])
         cells = [self._cell(levels) for levels in combinations]
         order = [factor.name for factor in self.factors]
-        return tuple(
-            sorted(cells, key=lambda c: (not c.corner, sum(c.on.values()), [not c.on[name] for name in order]))
-        )
+        cells.sort(key=lambda c: (not c.corner, sum(c.on.values()), [not c.on[name] for name in order]))
+        corners = {cell.name: cell for cell in cells if cell.corner}
+        for extra in self.extras:
+            check(
+                extra.corner in corners,
+                f"--extra names the cell {extra.corner!r}{nearest(extra.corner, list(corners))}; it must be one of "
+                f"{', '.join(corners)}",
+            )
+            cells.append(replace(corners[extra.corner], name=extra.name, corner=False, extra=extra))
+        return tuple(cells)
 
     def _cell(self, levels: tuple[Level, ...]) -> Cell:
         chosen = list(zip(self.factors, levels, strict=True))
         by_field = {factor.field: level for factor, level in chosen}
-        with_levels(self.config.model, by_field)
         return Cell(
             name="+".join(label for factor, level in chosen if (label := factor.label(level))) or "base",
             levels=by_field,
@@ -112,8 +152,20 @@ class Design:
         """Every cell at every seed, block by block."""
         return tuple(self._trial(cell, seed) for seed in range(self.seeds) for cell in self.cells())
 
+    def _model(self, cell: Cell) -> ModelConfig:
+        model = with_levels(self.config.model, cell.levels)
+        if cell.extra is None:
+            return model
+        changed = with_levels(model, dict(cell.extra.fields))
+        check(
+            changed.settled() != model.settled(),
+            f"--extra {cell.name} changes nothing: {', '.join(name for name, _ in cell.extra.fields)} belongs to what "
+            f"is off in {cell.extra.corner}, or has that value already",
+        )
+        return changed
+
     def _trial(self, cell: Cell, seed: int) -> Trial:
-        config = replace(self.config, model=with_levels(self.config.model, cell.levels), seed=seed)
+        config = replace(self.config, model=self._model(cell), seed=seed)
         tokens = config.steps * config.tokens_per_step
         return Trial(
             id=f"{cell.name}-s{seed}-{config.fingerprint(self.content_hash)}",
@@ -127,7 +179,8 @@ class Design:
     def identity(self) -> dict[str, Any]:
         """What makes it this design: factors, levels, configuration and data; not seeds, paths or machine."""
         config = replace(self.config, seed=0).identity(self.content_hash)
-        return {"factors": [asdict(factor) for factor in self.factors], "config": config}
+        extras = [extra.name for extra in self.extras]
+        return {"factors": [asdict(factor) for factor in self.factors], "config": config, "extras": extras}
 
     def digest(self) -> str:
         """Twelve hex digits of the identity."""
@@ -140,6 +193,7 @@ class Design:
             "config": asdict(self.config),
             "content_hash": self.content_hash,
             "seeds": self.seeds,
+            "extras": [asdict(extra) for extra in self.extras],
         }
 
     @staticmethod
@@ -147,7 +201,11 @@ class Design:
         """The inverse of `to_dict`."""
         factors = tuple(Factor(**{**factor, "on": tuple(factor["on"])}) for factor in values["factors"])
         config = from_dict(TrialConfig, values["config"])
-        return Design(factors, config, values["content_hash"], values["seeds"])
+        extras = tuple(
+            Extra(extra["corner"], tuple((name, value) for name, value in extra["fields"]))
+            for extra in values["extras"]
+        )
+        return Design(factors, config, values["content_hash"], values["seeds"], extras)
 
 
 def differences(ours: Design, theirs: Design) -> list[str]:

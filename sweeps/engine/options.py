@@ -16,7 +16,7 @@ from lahr.files import Folder
 from lahr.model.flops import parameter_counts
 from lahr.model_config import ModelConfig
 from lahr.presets import Preset
-from sweeps.engine.design import Design, Factor
+from sweeps.engine.design import Design, Extra, Factor
 
 Command = Literal["run", "plan", "status", "report"]
 _OFF = {"mod_capacity": 1.0, "latent_iterations": 0, "memory_slots": 0}
@@ -42,6 +42,9 @@ class Options:
     """Latent iterations when they are on, likewise."""
     slots: tuple[int, ...] = (4096,)
     """Memory slots when it is on, likewise; square numbers."""
+    extra: tuple[str, ...] = ()
+    """Cells beside the factorial, each a cell of it with options of the model: `mod:mod_router=random
+    latent:latent_mode=sampled,latent_halting=gate`; each is compared with that cell."""
     smallest_effect: float | None = None
     """Smallest effect of interest in nats, declared beforehand: only with it can a verdict be "no effect"."""
     results: str = "results"
@@ -112,7 +115,8 @@ class Options:
 
     def design(self, config: TrialConfig, content_hash: str) -> Design:
         """The design of these options on that data."""
-        return Design(self.factors(), replace(config, seed=0), content_hash, self.seeds)
+        extras = tuple(Extra.parse(text) for text in self.extra)
+        return Design(self.factors(), replace(config, seed=0), content_hash, self.seeds, extras)
 
     @property
     def sweep_name(self) -> str:

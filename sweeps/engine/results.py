@@ -150,7 +150,8 @@ class Results:
             if trial.id in finished:
                 cell = cells[trial.cell]
                 result = self.folder.read_json(f"trials/{trial.id}/result.json")
-                rows.append({**result, **cell.on, "corner": cell.corner, **cell.levels})
+                extra_of = cell.extra.corner if cell.extra else None
+                rows.append({**result, **cell.on, "corner": cell.corner, "extra_of": extra_of, **cell.levels})
         frame = pd.DataFrame(rows, columns=None if rows else list(FIRST_COLUMNS))
         frame["val_loss"] = frame["val_loss"].astype(float)
         return frame[[*FIRST_COLUMNS, *(name for name in frame.columns if name not in FIRST_COLUMNS)]]

@@ -10,7 +10,14 @@ from typing import Any
 
 import pandas as pd
 
-from sweeps.analysis.comparisons import cells_in_order, divergences, ratios, second_family
+from sweeps.analysis.comparisons import (
+    cells_in_order,
+    divergences,
+    extra_family,
+    ratios,
+    second_family,
+    without_extras,
+)
 from sweeps.analysis.effects import FACTORS, Effects, estimate
 from sweeps.reporting import figures
 from sweeps.reporting.verdict import (
@@ -37,12 +44,13 @@ def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mappi
     `floor` (nats or None) and `rerun` (a command); `factors` where they are not the three mechanisms.
     """
     factors = tuple(info.get("factors", FACTORS))
+    every, trials = trials, without_extras(trials)
     effects = estimate(trials, factors, smallest_effect=info["smallest_effect"])
-    second, lost = second_family(trials, factors), divergences(trials, factors=factors)
+    second, lost = second_family(trials, factors), divergences(every, factors=factors)
     title = f"{info['name']}: {horizon(info)}, complete seed blocks: {len(effects.blocks)}"
     files = figures.draw(effects, trials, curves, title)
     files["effects.csv"] = effects.table.to_csv(index=False).encode()
-    files["verdict.json"] = document(effects, second, lost, trials, info)
+    files["verdict.json"] = document(effects, second, lost, every, info)
     parts = [
         _verdict(effects, info),
         _effects(effects),
@@ -51,11 +59,12 @@ def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mappi
         "One colour is one cell everywhere. Thick bars are blocked intervals, thin ones seed-wise, each tick is a "
         "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in files if name.endswith(".png")) + ".",
         _second(second, effects),
+        _options(extra_family(every)),
         _cost(trials, factors),
-        _sanity(effects, trials, lost, info),
+        _sanity(effects, every, lost, info),
         _environment(info),
     ]
-    files["report.md"] = ("\n\n".join(parts) + "\n").encode()
+    files["report.md"] = ("\n\n".join(part for part in parts if part) + "\n").encode()
     return files
 
 
@@ -124,6 +133,41 @@ def _second(second: pd.DataFrame, effects: Effects) -> str:
             + " A trial diverged, so what remains is a selected sample and claims nothing." * effects.withheld
             + " So few blocks are exploratory and claim nothing." * effects.exploratory
         )
+    )
+
+
+def _options(extra: pd.DataFrame) -> str:
+    """The extra cells, each beside the corner that it is an option of; nothing where there are none."""
+    if extra.empty:
+        return ""
+    rows = [
+        (
+            row["cell"],
+            f"{row['loss']:.4f}",
+            signed(row["estimate"]),
+            interval(row["low"], row["high"]),
+            p_value(row["p_adjusted"]),
+            "{tokens_per_second:.2f} ({tokens_per_second_low:.2f} to {tokens_per_second_high:.2f})".format_map(row),
+            f"{row['flops']:.3f}",
+            str(row["blocks"]),
+        )
+        for row in extra.to_dict(orient="records")
+    ]
+    head = (
+        "option",
+        "mean loss",
+        "option − cell, nats",
+        "95 %",
+        "Holm p",
+        "tokens/s / cell (95 %)",
+        "FLOPs / cell",
+        "blocks",
+    )
+    return (
+        "## Options of the mechanisms\n\n"
+        + markdown_table(head, rows)
+        + "\n\nEach option beside the cell before its `~`, paired by seed; one t over the seeds' differences, adjusted "
+        "over these rows by Holm. They enter no effect above."
     )
 
 

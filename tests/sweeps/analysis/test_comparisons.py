@@ -1,10 +1,12 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from sweeps.analysis.comparisons import divergences, ratios, second_family
+from sweeps.analysis.comparisons import divergences, extra_family, ratios, second_family, without_extras
 from sweeps.analysis.effects import estimate
 
 
@@ -102,3 +104,28 @@ def test_divergences_are_compared_on_the_seeds_where_one_of_the_two_diverged(mad
     assert table.loc["latent", "p"] == 1.0  # one discordant seed
     assert table.loc["mod", "p_adjusted"] == pytest.approx(7 * 2 * 0.5**7)
     assert np.isnan(table.loc["base", "p"])
+
+
+def test_an_extra_cell_is_compared_with_its_own_corner_and_enters_nothing_else(made):
+    """Caught: compared with base; unpaired; extra cells in the second family; ratios not as logs."""
+    trials = made.trials()
+    trials["extra_of"] = None
+    mine = trials[trials["cell"] == "mod"].copy()
+    steps = np.array([0.01, 0.02, 0.03, 0.04, 0.05])
+    mine["cell"], mine["extra_of"], mine["corner"] = "mod~mod_gate=raw", "mod", False
+    mine["val_loss"] += steps
+    mine["tokens_per_second"] *= np.array([2.0, 2.0, 2.0, 2.0, 0.5])
+    both = pd.concat([trials, mine])
+    (row,) = extra_family(both).to_dict(orient="records")
+    half = stats.t.isf(0.025, 4) * steps.std(ddof=1) / math.sqrt(5)
+    assert (row["cell"], row["of"], row["blocks"]) == ("mod~mod_gate=raw", "mod", 5)
+    assert [row["estimate"], row["low"], row["high"]] == pytest.approx([0.03, 0.03 - half, 0.03 + half])
+    assert row["p"] == pytest.approx(stats.ttest_1samp(steps, 0).pvalue)
+    assert row["tokens_per_second"] == pytest.approx(2 ** (3 / 5))
+    assert row["flops"] == pytest.approx(1.0)
+    assert without_extras(both).equals(trials)
+    assert extra_family(trials).empty
+    lost = both.copy()
+    lost.loc[(lost["cell"] == "mod") & (lost["seed"] == 4), "status"] = "diverged"
+    (row,) = extra_family(lost).to_dict(orient="records")
+    assert (row["blocks"], row["estimate"]) == (4, pytest.approx(0.025))

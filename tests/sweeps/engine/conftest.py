@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from lahr.data import TokenData
-from sweeps.engine.design import Design, Factor
+from sweeps.engine.design import Design, Extra, Factor
 from tests.conftest import TINY
 
 FACTORS = (
@@ -17,7 +17,7 @@ FACTORS = (
 
 @pytest.fixture
 def make_design(tiny_data: TokenData) -> Callable[..., Design]:
-    def build(seeds: int = 2, factors: tuple[Factor, ...] = FACTORS) -> Design:
-        return Design(factors, TINY, tiny_data.content_hash, seeds)
+    def build(seeds: int = 2, factors: tuple[Factor, ...] = FACTORS, extras: tuple[Extra, ...] = ()) -> Design:
+        return Design(factors, TINY, tiny_data.content_hash, seeds, extras)
 
     return build

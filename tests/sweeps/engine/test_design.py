@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lahr.errors import ConfigError
-from sweeps.engine.design import Design, Factor, differences
+from sweeps.engine.design import Design, Extra, Factor, differences
 from tests.conftest import CELLS, LEVELS
 
 
@@ -97,3 +97,60 @@ def test_a_design_survives_json_and_names_its_differences(make_design):
 def test_levels_that_make_no_design_are_refused(make_design, on, said):
     with pytest.raises(ConfigError, match=said):
         make_design(factors=(Factor("mod", "mod_capacity", 1.0, on),))
+
+
+def test_an_extra_cell_is_a_corner_with_options_at_other_values(make_design):
+    """Caught: options of the base cell; the corner's own trial changed; a cell counted among the corners."""
+    extras = tuple(map(Extra.parse, ("mod:mod_router=random", "mod+latent:latent_core_layers=2,mod_gate=raw")))
+    design = make_design(extras=extras)
+    assert [cell.name for cell in design.cells()[8:]] == [
+        "mod~mod_router=random",
+        "mod+latent~latent_core_layers=2~mod_gate=raw",
+    ]
+    assert not any(cell.corner for cell in design.cells()[8:])
+    trials = {trial.cell: trial for trial in design.trials() if trial.seed == 0}
+    plain = {trial.cell: trial for trial in make_design().trials() if trial.seed == 0}
+    assert all(trials[name] == trial for name, trial in plain.items())
+    router = trials["mod~mod_router=random"]
+    assert router.config == replace(
+        plain["mod"].config, model=replace(plain["mod"].config.model, mod_router="random")
+    )
+    assert router.id.startswith("mod~mod_router=random-s0-")
+    assert trials["mod+latent~latent_core_layers=2~mod_gate=raw"].flops > plain["mod+latent"].flops
+    assert design.digest() != make_design().digest()
+    assert Design.from_dict(json.loads(json.dumps(design.to_dict()))) == design
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("mod", "'mod' is not of the form cell:field=value"),
+        ("mod:mod_router", "is not of the form"),
+        (":mod_router=random", "is not of the form"),
+        ("mod:mod_ruter=random", "unknown field 'mod_ruter' .did you mean 'mod_router'"),
+        ("mod:mod_router=rondom", "mod_router is 'rondom'; it must be one of top_k, threshold, random"),
+        ("mod:mod_z_loss=much", "mod_z_loss is 'much'; it must be a number"),
+        ("modd:mod_gate=raw", "names the cell 'modd' .did you mean 'mod'"),
+        ("base:mod_gate=raw", "base~mod_gate=raw changes nothing: mod_gate belongs to what is off in base"),
+        ("mod:mod_gate=sigmoid", "changes nothing"),
+        ("latent:latent_halting=gate", "latent_halting is 'gate' and latent_mode is 'fixed'"),
+        ("memory:memory_kind=knn", "memory_kind is 'knn' and data.segments is 1"),
+    ],
+)
+def test_an_extra_cell_that_makes_no_sense_is_refused(text, said, make_design):
+    with pytest.raises(ConfigError, match=said):
+        make_design(extras=(Extra.parse(text),))
+
+
+def test_an_extra_cell_given_twice_is_refused(make_design):
+    with pytest.raises(ConfigError, match="an extra cell is given twice"):
+        make_design(extras=(Extra.parse("mod:mod_gate=raw"),) * 2)
+
+
+def test_values_of_every_kind_are_read():
+    assert Extra.parse("a:mod_z_loss=1,latent_layer=none,memory_top_k=4,mod_gate=raw").fields == (
+        ("mod_z_loss", 1.0),
+        ("latent_layer", None),
+        ("memory_top_k", 4),
+        ("mod_gate", "raw"),
+    )

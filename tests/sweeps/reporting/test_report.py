@@ -149,3 +149,19 @@ def test_a_sweep_that_has_hardly_begun_has_a_report(made, no_figures, seeds):
     files = render(trials, {}, made.info(trials))
     assert ("No verdict" if seeds == 0 else "Exploratory") in text(files)
     assert json.loads(files["verdict.json"])["headline"] is None
+
+
+def test_options_stand_in_a_table_of_their_own_and_change_nothing_above_it(made):
+    """Caught: extra cells in the second family, in the effects, in the cost table."""
+    trials = made.trials().assign(extra_of=None)
+    extra = trials[trials["cell"] == "mod"].assign(cell="mod~mod_gate=raw", extra_of="mod", corner=False)
+    extra["val_loss"] += 0.02
+    both = pd.concat([trials, extra], ignore_index=True)
+    plain = render(trials, made.curves(trials), made.info(trials))
+    files = render(both, made.curves(both), made.info(both, planned=len(trials)))
+    text = files["report.md"].decode()
+    assert "## Options of the mechanisms" in text and "## Options" not in plain["report.md"].decode()
+    (line,) = [line for line in text.splitlines() if line.startswith("| mod~mod_gate=raw |")]
+    assert "+0.0200" in line
+    assert files["effects.csv"] == plain["effects.csv"]
+    assert "mod~" not in text.split("## Cells against base")[1].split("## Options")[0]

@@ -1,0 +1,214 @@
+"""A trained model as a value: found where a run or a sweep left it, exported, and read back.
+
+An exported folder is all that is needed to use the model:
+
+    model.safetensors    weights, under the names of `LAHR.state_dict()`
+    config.json          format, the trial's configuration, how far it was trained, sha256 of the other two
+    tokenizer.json       the tokenizer, whole
+
+Nothing is unpickled: weights are safetensors, the rest is JSON, and both are checked before they are used.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, cast
+
+import safetensors
+import safetensors.torch
+import torch
+from tokenizers import Tokenizer
+
+from lahr.config import TrialConfig
+from lahr.data.corpora import END_OF_TEXT
+from lahr.errors import ConfigError, check
+from lahr.files import Folder
+from lahr.model.generation import Sampling, generate
+from lahr.model.lahr import LAHR
+from lahr.plain import from_dict
+from lahr.training import checkpoints
+
+FORMAT = 1
+"""Version of an exported folder's layout."""
+WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A model in evaluation mode, with its tokenizer and what is known of its training."""
+
+    model: LAHR
+    tokenizer: Tokenizer
+    config: TrialConfig
+    about: Mapping[str, Any]
+    """`step`, `tokens` and `val_loss` (nats a token, None before an evaluation)."""
+
+    def continuations(
+        self, prompts: Sequence[str], new_tokens: int, sampling: Sampling | None = None
+    ) -> Iterator[list[str]]:
+        """Yields each prompt's continuation so far, after every token, until all have ended.
+
+        A prompt begins a document. `ConfigError` where it does not fit into the context with the new tokens.
+        """
+        end = cast(int, self.tokenizer.token_to_id(END_OF_TEXT))  # no tokenizer is taken without it
+        ids = [[end, *self.tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+        made: list[list[int]] = [[] for _ in prompts]
+        try:
+            for column in generate(self.model, ids, new_tokens, sampling, stop=end):
+                for so_far, token in zip(made, column, strict=True):
+                    if token is not None and token != end:
+                        so_far.append(token)
+                yield [self.tokenizer.decode(so_far) for so_far in made]
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+
+
+def find(place: str, device: str = "cpu") -> Trained:
+    """The model at `place`: an exported folder, a run's or a trial's folder, or one of their checkpoints.
+
+    Of several checkpoints the newest that holds. `ConfigError` says what is missing or damaged.
+    """
+    folder = Folder.at(place)
+    check(
+        folder.exists(),
+        f"there is nothing at {folder.uri}; give a trial, a run, a checkpoint or an exported folder",
+    )
+    if folder.exists(WEIGHTS):
+        return load(place, device)
+    step = re.fullmatch(r"step-(\d+)", folder.name)
+    holder = folder.parent if step else folder
+    if holder.name == "checkpoints":  # of a run
+        kept, described, base = holder, holder.parent, holder.parent
+    elif holder.parent.name == "checkpoints":  # of a sweep's trial
+        base = holder.parent.parent
+        kept, described = holder, base.child("trials").child(holder.name)
+    elif holder.exists("checkpoints"):
+        kept, described, base = holder.child("checkpoints"), holder, holder
+    else:
+        base = holder.parent.parent
+        kept, described = base.child("checkpoints").child(holder.name), holder
+    check(
+        described.exists(CONFIG) and base.exists(TOKENIZER),
+        f"{folder.uri} is neither a trial, a run, a checkpoint nor an exported folder (no {CONFIG} or {TOKENIZER} "
+        "belongs to it); give one of these",
+    )
+    config = _config(described)
+    checkpoint, problems = checkpoints.newest(kept, None, only=int(step[1]) if step else None)
+    if checkpoint is None:
+        why = "; ".join(problems) or "there is none: it has not begun, or was taken over from another sweep"
+        raise ConfigError(f"no checkpoint in {kept.uri} can be used ({why}); give another trial")
+    weights = {k.removeprefix("model."): v for k, v in checkpoint.tensors.items() if k.startswith("model.")}
+    records = checkpoint.meta["records"]
+    losses = [r["metrics"]["val_loss"] for r in records if "val_loss" in r["metrics"]]
+    loss = float(losses[-1]) if losses else None
+    about = {"step": checkpoint.step, "tokens": records[-1]["tokens"], "val_loss": loss}
+    return Trained(
+        _model(config, weights, f"checkpoint step-{checkpoint.step} in {kept.uri}", device),
+        _tokenizer(base.read(TOKENIZER), f"{base.uri}/{TOKENIZER}"),
+        config,
+        about,
+    )
+
+
+def export(trained: Trained, place: str) -> Folder:
+    """Writes the exported folder, which must be new or empty; `load` reads it back."""
+    folder = Folder.at(place)
+    check(not folder.names(), f"{folder.uri} is not empty; give a new folder, so that nothing is overwritten")
+    weights = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+    files = {
+        WEIGHTS: safetensors.torch.save(weights),
+        TOKENIZER: trained.tokenizer.to_str().encode(),
+    }
+    described = {
+        "format": FORMAT,
+        "config": asdict(trained.config),
+        "trained": dict(trained.about),
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    for name, content in files.items():
+        folder.write(name, content)
+    folder.write_json(CONFIG, described)  # last: its presence means that the rest is there
+    return folder
+
+
+def load(place: str, device: str = "cpu") -> Trained:
+    """The model in an exported folder, in evaluation mode on `device`.
+
+    `ConfigError` for a folder of another version, a file that is missing or damaged, weights of another shape.
+    """
+    folder = Folder.at(place)
+    check(
+        folder.exists(CONFIG), f"{folder.uri} is no exported folder: it has no {CONFIG}; make one with lahr export"
+    )
+    described = _json(folder)
+    version = described.get("format")
+    check(
+        version == FORMAT,
+        f"{folder.uri} is an export of version {version}, and this is LAHR with version {FORMAT}; export it again "
+        "with the LAHR that reads it",
+    )
+    files = {}
+    for name in (WEIGHTS, TOKENIZER):
+        check(folder.exists(name), f"{folder.uri} has no {name}; export it again")
+        files[name] = folder.read(name)
+        check(
+            hashlib.sha256(files[name]).hexdigest() == described.get("sha256", {}).get(name),
+            f"{folder.uri}/{name} is damaged (its sha256 is not the one in {CONFIG}); export it again",
+        )
+    config = from_dict(TrialConfig, described["config"])
+    try:
+        weights = safetensors.torch.load(files[WEIGHTS])
+    except safetensors.SafetensorError as error:
+        raise ConfigError(f"{folder.uri}/{WEIGHTS} is damaged ({error}); export it again") from error
+    return Trained(
+        _model(config, weights, f"{folder.uri}/{WEIGHTS}", device),
+        _tokenizer(files[TOKENIZER], f"{folder.uri}/{TOKENIZER}"),
+        config,
+        described["trained"],
+    )
+
+
+def _json(folder: Folder) -> dict[str, Any]:
+    try:
+        value = folder.read_json(CONFIG)
+    except ValueError as error:
+        raise ConfigError(f"{folder.uri}/{CONFIG} is damaged ({error}); restore it") from error
+    check(isinstance(value, dict), f"{folder.uri}/{CONFIG} is no mapping of fields; restore it")
+    return value
+
+
+def _config(folder: Folder) -> TrialConfig:
+    """A run's or a trial's configuration, whatever else stands beside it in the file."""
+    value = _json(folder)
+    value = value.get("config", value)
+    return from_dict(TrialConfig, {name: part for name, part in value.items() if name != "runtime"})
+
+
+def _model(config: TrialConfig, weights: Mapping[str, torch.Tensor], where: str, device: str) -> LAHR:
+    model = LAHR(config.model)
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in weights.items()}
+    differing = [
+        f"{name} {theirs.get(name, 'missing')} there, {ours.get(name, 'absent')} in the model"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    check(
+        not differing,
+        f"{where} is of another shape than its configuration ({'; '.join(differing[:3])}"
+        f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}); give the configuration it was made with",
+    )
+    dtype = torch.float64 if config.precision == "fp64" else torch.float32
+    model = model.to(device, dtype)
+    model.load_state_dict(dict(weights))
+    return model.eval()
+
+
+def _tokenizer(content: bytes, where: str) -> Tokenizer:
+    try:
+        json.loads(content)
+        return Tokenizer.from_buffer(content)
+    except Exception as error:  # tokenizers raises a bare one
+        raise ConfigError(f"{where} is damaged ({error}); restore it") from error

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from lahr.config import preset as find_preset
 from lahr.data import Batches, prepare
+from lahr.presets import preset as find_preset
 
 
 @dataclass(frozen=True)

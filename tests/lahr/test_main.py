@@ -1,4 +1,4 @@
-"""`python -m lahr train` as a user runs it: in a process of its own where Ray cannot be imported."""
+"""`python -m lahr` as a user runs it: in a process of its own where Ray cannot be imported."""
 
 import json
 import os
@@ -21,8 +21,8 @@ WITHOUT_RAY = (
 )
 
 
-def lahr(folder: Path, cache: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WITHOUT_RAY, *words, "--cache", str(cache)]
+def lahr(folder: Path, cache: Path | None, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITHOUT_RAY, *words, *(("--cache", str(cache)) if cache else ())]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "160"}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=240)
 
@@ -49,6 +49,22 @@ def test_one_trial_without_ray_and_again_from_its_checkpoint(tmp_path, cache):
     again = pd.read_parquet(run / "metrics.parquet")
     assert again["val_loss"].dropna().tolist() == curve["val_loss"].dropna().tolist()
 
+    made = lahr(tmp_path, None, "export", str(run), "out")
+    assert made.returncode == 0, made.stderr
+    assert "after 3,072 tokens, validation loss" in made.stdout
+    greedy = ("--tokens", "12", "--temperature", "0", "--prompt", "The ")
+    texts = [lahr(tmp_path, None, "generate", str(place), *greedy) for place in (run, "out")]
+    assert [text.returncode for text in texts] == [0, 0], texts[0].stderr
+    assert texts[0].stdout == texts[1].stdout
+    assert texts[0].stdout.startswith("The ")
+    batch = lahr(tmp_path, None, "generate", "out", *greedy, "--prompt", "A")
+    assert texts[0].stdout.strip() in batch.stdout
+    long = lahr(tmp_path, None, "generate", "out", "--prompt", "word " * 40)
+    assert long.returncode == 2
+    assert "this model takes 32 (max_seq_len): shorten the prompt" in long.stderr
+    refused = lahr(tmp_path, None, "export", str(run), "out")
+    assert (refused.returncode, "is not empty" in refused.stderr) == (2, True)
+
 
 def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
     ended = lahr(
@@ -61,7 +77,17 @@ def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["export"], "command is 'export'; it must be one of train"),
+        (
+            ["exprot"],
+            "unknown command 'exprot' (did you mean 'export'?); it must be one of train, generate, export",
+        ),
+        (["export"], "PLACE is missing: A trial's or a run's folder"),
+        (["export", "nowhere", "there"], "there is nothing at"),
+        (["generate", "nowhere"], "there is nothing at"),
+        (
+            ["train", "--model.latent-halting", "act"],
+            "model.latent_halting is 'act', but latent is off; turn it on with --latent, or leave it out",
+        ),
         (["train", "--data", "nowhere.txt"], "no such file or folder"),
         (["train", "--threads", "0"], "threads is 0"),
         (["train", "--model.vocab-size", "100"], "at least 257"),
@@ -69,7 +95,7 @@ def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(tmp_path, cache, words, said):
-    ended = lahr(tmp_path, cache, *words)
+    ended = lahr(tmp_path, cache if words[0] == "train" else None, *words)
     assert ended.returncode == 2
     assert ended.stderr.startswith("error: ")
     assert ended.stderr.count("\n") == 1

@@ -4,6 +4,7 @@ import io
 
 import pytest
 
+from lahr.__main__ import GenerateOptions
 from lahr.__main__ import Options as RunOptions
 from lahr.errors import ConfigError
 from lahr.options import fail, parse
@@ -24,7 +25,7 @@ def test_nothing_given_is_the_quick_preset():
         PRESETS["quick"].data,
         PRESETS["quick"].train,
     )
-    assert parse(RunOptions, ["train"], RunOptions.of, "lahr").train == PRESETS["quick"].train
+    assert parse(RunOptions, [], RunOptions.of, "lahr").train == PRESETS["quick"].train
 
 
 @pytest.mark.parametrize("line", ["--preset smoke", "--preset=smoke", "plan --preset quick --preset smoke"])
@@ -87,3 +88,27 @@ def test_help_is_printed_and_is_no_error(capsys):
     said = capsys.readouterr().out
     assert "--model.mod-capacity" in said
     assert "--train.lr" in said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("", "PLACE is missing: "),
+        ("x --tokens 0", "--tokens is 0; it must be at least 1"),
+        ("x --temperature -1", "--temperature is -1.0; it must be 0"),
+        ("x --top-k 0", "--top-k is 0; it must be at least 1"),
+        ("x --top-p 2", "--top-p is 2.0; it is a share"),
+        ("x --seed -1", "--seed is -1"),
+        ("x --promt a", "unknown option --promt (did you mean --prompt?)"),
+    ],
+)
+def test_what_cannot_be_generated_is_said_in_one_line(line, said):
+    with pytest.raises(ConfigError) as error:
+        parse(GenerateOptions, line.split(), None, "lahr generate")
+    assert str(error.value).startswith(said)
+    assert "\n" not in str(error.value)
+
+
+def test_prompts_may_be_given_several_times():
+    options = parse(GenerateOptions, ["x", "--prompt", "a b", "--prompt", "c"], None, "lahr generate")
+    assert options.prompt == ("a b", "c")

@@ -1,12 +1,17 @@
-"""A made-up sweep with known effects (eight cells, seed blocks, curves that end at each trial's loss), and one Ray."""
+"""A made-up sweep with known effects (eight cells, seed blocks, curves that end at each trial's loss), a small design
+on the small corpus, and one Ray."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import product
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+
+from lahr.data import TokenData
+from sweeps.engine.design import Design, Extra, Factor
+from tests.conftest import LEVELS, TINY
 
 FACTORS = ("mod", "latent", "memory")
 TRUTH = {"mod": 0.05, "latent": -0.12, "memory": -0.09, "latent:memory": 0.07}
@@ -109,6 +114,18 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
         "rerun": "python sweeps/factorial.py --preset quick",
     }
     return info | changes
+
+
+@pytest.fixture
+def make_design(tiny_data: TokenData) -> Callable[..., Design]:
+    """`make_design(seeds, factors, extras)` of the three mechanisms."""
+    off = {"mod_capacity": 1.0, "latent_iterations": 0, "memory_slots": 0}
+    mechanisms = tuple(Factor(n, f, off[f], (v,)) for n in FACTORS for f, v in LEVELS[n].items())
+
+    def build(seeds: int = 2, factors: tuple[Factor, ...] = mechanisms, extras: tuple[Extra, ...] = ()) -> Design:
+        return Design(factors, TINY, tiny_data.content_hash, seeds, extras)
+
+    return build
 
 
 @pytest.fixture(scope="session")

@@ -167,6 +167,17 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     assert study(*place, "--seeds", "1").returncode == 0
     assert len(pd.read_parquet(folder / "trials.parquet")) == 16, "fewer seeds than there are hid finished trials"
 
+    compared = subprocess.run(
+        [sys.executable, str(ROOT / "sweeps/compare.py"), str(folder), "--prompt", "Tom", "--tokens", "4"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert compared.returncode == 0, compared.stderr
+    for row in trials.itertuples():
+        assert f"{row.val_loss:.4f}" in compared.stdout
+    assert compared.stdout.count("Tom") >= 8
+
     (folder / "report/report.md").unlink()
     events = sorted(path.name for path in folder.glob("tensorboard/trials/*/*/events*"))
     living = {"host": os.uname().nodename, "pid": os.getpid(), "owner": "x", "time": time.time()}

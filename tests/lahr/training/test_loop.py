@@ -13,9 +13,10 @@ from lahr.data import Batches
 from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.model import LAHR
+from lahr.model.flops import training_flops_per_token
 from lahr.training import checkpoints, loop
 from lahr.training.evaluation import evaluate
-from lahr.training.loop import milestones, train
+from lahr.training.loop import milestones, sampled_passes, train
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 from tests.conftest import CELLS
@@ -35,8 +36,26 @@ def state(folder: Folder, config, data) -> dict[str, torch.Tensor]:
     return found.tensors
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(cell, tiny, tiny_data, tmp_path, monkeypatch):
+OPTIONS = {
+    "threshold": {"mod_router": "threshold"},
+    "random, router losses": {"mod_router": "random", "mod_balance_loss": 0.1, "mod_z_loss": 0.01},
+    "sampled, exit gate": {"latent_mode": "sampled", "latent_halting": "gate"},
+    "act": {"latent_halting": "act"},
+    "latent capacity": {"latent_capacity": 0.25, "latent_mode": "sampled"},
+    "slots": {"memory_kind": "slots"},
+}
+
+
+@pytest.fixture(params=[*CELLS, *OPTIONS])
+def config(request, tiny):
+    """Each cell, and the full model with each option."""
+    if request.param in CELLS:
+        return tiny(request.param)
+    full = tiny("mod+latent+memory")
+    return replace(full, model=replace(full.model, **OPTIONS[request.param]))
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, tiny_data, tmp_path, monkeypatch):
     """Weights, optimiser, thresholds, random state, records and data position, across an epoch's end.
 
     Seen to fail when the moments or the random state were not restored, when the pairing hash began anew, when the
@@ -45,7 +64,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(cell, tiny, tiny_
     step = loop._Run._step
     # Nothing in these models draws in training; a dropout would, so every step draws here.
     monkeypatch.setattr(loop._Run, "_step", lambda run: (torch.rand(3), step(run))[1])
-    config = tiny(cell)
     assert config.steps * config.tokens_per_step > tiny_data.train.n_tokens, "the test has to cross an epoch's end"
     whole, cut = Folder.at(tmp_path / "whole"), Folder.at(tmp_path / "cut")
     undisturbed = list(train(config, tiny_data, Runtime(), whole))
@@ -156,10 +174,10 @@ def test_a_split_batch_gives_the_whole_batchs_step(tiny, tiny_data):
     assert split == pytest.approx(whole, rel=1e-9)
 
 
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(cell, tiny, tiny_data, tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_as_diverged(config, tiny_data, tmp_path):
     """In an evaluation or in training. Seen to fail where the memory's weights were NaN: its metrics raised."""
-    config = tiny(cell, lr=1e25, warmup=0.0, clip_norm=1e30, evaluations=24)
+    wild = {"lr": 1e25, "warmup": 0.0, "clip_norm": 1e30, "evaluations": 24}
+    config = replace(config, train=replace(config.train, **wild))
     folder = Folder.at(tmp_path)
     records = list(train(config, tiny_data, Runtime(), folder))
     assert [r.status for r in records[:-1]] == ["running"] * (len(records) - 1)
@@ -197,3 +215,37 @@ def test_the_loop_reads_what_batches_say(tiny, tiny_data):
     for step in range(config.steps):
         pairing = hashlib.sha256(pairing.encode() + batches.block_ids(step).tobytes()).hexdigest()[:16]
     assert list(train(config, tiny_data, Runtime()))[-1].pairing == pairing
+
+
+def test_sampled_passes_are_uniform_repeat_and_have_the_mean_r(tiny):
+    """Caught: R passes always; the step not in the draw; the range one off."""
+    full = tiny("latent", seed=3)
+    assert [sampled_passes(full, step) for step in range(3)] == [None] * 3
+    model = replace(full.model, latent_iterations=4, latent_mode="sampled")
+    config = replace(full, model=model)
+    drawn = [sampled_passes(config, step) for step in range(7000)]
+    assert drawn == [sampled_passes(config, step) for step in range(7000)]
+    counts = [drawn.count(n) for n in range(1, 8)]
+    assert sum(counts) == 7000
+    assert all(abs(count - 1000) < 130 for count in counts)  # four standard deviations
+    other = [sampled_passes(replace(config, seed=4), step) for step in range(7000)]
+    assert 0.1 < sum(a == b for a, b in zip(drawn, other, strict=True)) / 7000 < 0.2
+
+
+def test_the_flops_of_a_record_are_those_of_the_passes_that_ran(tiny, tiny_data):
+    """Caught: nominal passes; the mean of a record's passes for each step's own; passes of one part of a batch."""
+    full = tiny("mod+latent+memory")
+    for options in ({"latent_mode": "sampled"}, {"latent_mode": "sampled", "latent_halting": "gate"}, {}):
+        config = replace(full, model=replace(full.model, **options))
+        for runtime in (Runtime(), Runtime(micro_batch=1)):
+            expected, done = 0.0, 0
+            for record in train(config, tiny_data, runtime):
+                for step in range(done, record.step):
+                    passes = sampled_passes(config, step) or 2
+                    expected += config.tokens_per_step * training_flops_per_token(config.model, passes=passes)
+                done = record.step
+                assert record.flops == pytest.approx(expected, rel=1e-12)
+    act = replace(full, model=replace(full.model, latent_halting="act"))
+    nominal = 24 * act.tokens_per_step * training_flops_per_token(act.model)
+    least = 24 * act.tokens_per_step * training_flops_per_token(act.model, passes=1)
+    assert least < list(train(act, tiny_data, Runtime()))[-1].flops < nominal

@@ -1,0 +1,230 @@
+"""Deliberate faults, one at a time, each of which the test of its property must catch.
+
+    make mutations                              all of them, about ten minutes on two cores
+    python tests/mutations.py 7 mixture         those whose property, file or fault has one of the words in it
+
+The sources are copied into a temporary folder, a fault is put in, and the tests that should see it are run there. A
+fault that no test sees is printed as MISSED, and the exit status is 1. `tests/test_mutations.py` holds that each
+fault still applies to the sources as they are.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+LAYERS, MOD, LATENT, MEMORY = (
+    f"lahr/model/{n}.py" for n in ("layers", "mixture_of_depths", "latent_reasoning", "memory")
+)
+LAHR, CACHE, FLOPS, GENERATION = (f"lahr/model/{n}.py" for n in ("lahr", "cache", "flops", "generation"))
+LOOP, EVALUATION, BATCHES = "lahr/training/loop.py", "lahr/training/evaluation.py", "lahr/data/batches.py"
+IN_MODEL = "tests/lahr/model"
+
+
+class Fault(NamedTuple):
+    """One deliberate bug."""
+
+    property: str
+    """Number in the list of properties (docs/how-it-works.md), or the option it belongs to."""
+    what: str
+    file: str
+    old: str
+    """Occurs once in the file."""
+    new: str
+    tests: str
+    """Words of pytest's command line: where it has to be caught."""
+
+
+FAULTS = [
+    Fault("1", "the causal mask one place late", LAYERS,
+          ".triu_(start + 1)", ".triu_(start + 2)", f"{IN_MODEL}/test_causality.py"),
+    Fault("1", "causal routing that looks at the top k", MOD,
+          "            selected_BT = causal_BT > self.threshold\n", "            selected_BT = top_k_BT\n",
+          f"{IN_MODEL}/test_causality.py"),
+    Fault("1", "top-k routing that is causal, so that its test could not fail", MOD,
+          'if routing == "causal":', "if True:", f"{IN_MODEL}/test_causality.py"),
+    Fault("1", "chosen tokens packed out of order", MOD,
+          "torch.argsort(~selected_BT, dim=1, stable=True)[:, :width]",
+          "torch.argsort(~selected_BT, dim=1, stable=True)[:, :width].flip(1)", f"{IN_MODEL}/test_causality.py"),
+    Fault("2", "the gate left out", MOD,
+          'r_BK.sigmoid() if self.gate == "sigmoid" else r_BK) * real_BK', "torch.ones_like(r_BK)) * real_BK",
+          f"{IN_MODEL}/test_mixture_of_depths.py"),
+    Fault("2", "the block's output scaled instead of its branch", MOD,
+          "super().forward(x_BKD, window.at(routed.places_BK, routed.real_BK)) - x_BKD",
+          "super().forward(x_BKD, window.at(routed.places_BK, routed.real_BK))",
+          f"{IN_MODEL}/test_mixture_of_depths.py"),
+    Fault("2", "positions counted among the chosen tokens", LAYERS,
+          "return Window(self.rotary.at(places_BK), real_BK)",
+          "return Window(self.rotary.at(torch.arange(places_BK.shape[1]).expand_as(places_BK)), real_BK)",
+          f"{IN_MODEL}/test_mixture_of_depths.py"),
+    Fault("3", "a routed block in every cell, as in the published code", LAHR,
+          "if i in c.routed_layers else Block(*block)", "if i % 2 else Block(*block)", f"{IN_MODEL}/test_cells.py"),
+    Fault("3", "a formula that leaves the core's outer norms out", FLOPS,
+          "c.latent_core_layers * (block + 2 * d)", "c.latent_core_layers * block", f"{IN_MODEL}/test_cells.py"),
+    Fault("4", "a readout that does not start at zero", LATENT,
+          "self.readout = Linear(d_model, d_model, scale=0.0)", "self.readout = Linear(d_model, d_model)",
+          f"{IN_MODEL}/test_cells.py"),
+    Fault("4", "a memory that does not start at zero", MEMORY,
+          "self.out = Linear(d_model, d_model, scale=0.0)", "self.out = Linear(d_model, d_model)",
+          f"{IN_MODEL}/test_cells.py"),
+    Fault("4", "the kNN memory's gate as a sigmoid, which starts at a half", MEMORY,
+          "self.memory.gate.tanh().to", "self.memory.gate.sigmoid().to", f"{IN_MODEL}/test_cells.py"),
+    Fault("5", "a router without a gradient, as in the published code", MOD,
+          "r_BK = scores_BT.gather(1, places_BK)", "r_BK = scores_BT.detach().gather(1, places_BK)",
+          f"{IN_MODEL}/test_cells.py"),
+    Fault("5", "a predictor that moves what it reads", MOD,
+          "self.predictor(x_BTD.detach())", "self.predictor(x_BTD)", f"{IN_MODEL}/test_cells.py"),
+    Fault("5", "a memory that reads without its temperature", MEMORY,
+          "(scores * torch.exp(-self.log_temperature)[:, None]).softmax(-1)", "scores.softmax(-1)",
+          f"{IN_MODEL}/test_cells.py"),
+    Fault("6", "a state that does not depend on the input", LATENT,
+          "injected_BTD = self.injection * self.input_norm(e_BTD)",
+          "injected_BTD = self.injection * torch.ones_like(e_BTD); e_BTD = torch.ones_like(e_BTD)",
+          f"{IN_MODEL}/test_latent_reasoning.py"),
+    Fault("6", "one pass too many", LATENT,
+          "            h_BTD, states = e_BTD, []\n            for t in range(1, passes + 1):",
+          "            h_BTD, states = e_BTD, []\n            for t in range(0, passes + 1):",
+          f"{IN_MODEL}/test_latent_reasoning.py"),
+    Fault("6", "a whole batch that halts at once, as in the published code", LATENT,
+          "            leaves_BT = inside_BT & (", "            now_BT = now_BT.mean().expand_as(now_BT)\n"
+          "            leaves_BT = inside_BT & (", f"{IN_MODEL}/test_latent_reasoning.py"),
+    Fault("6", "keys of tokens that left are forgotten", LATENT,
+          "        self.latest[self.layer] = (k_BTHE, v_BTHE)\n",
+          "        self.latest.setdefault(self.layer, (k_BTHE, v_BTHE))\n", f"{IN_MODEL}/test_latent_reasoning.py"),
+    Fault("7", "tokens that are not routed are cached", CACHE,
+          "        store.append(k_BTHE, v_BTHE, self.positions_BT, self.real_BT)",
+          "        store.append(k_BTHE, v_BTHE, self.positions_BT, torch.ones_like(self.real_BT))",
+          f"{IN_MODEL}/test_generation.py"),
+    Fault("7", "one cache for all passes", LATENT,
+          'self.step(h_BTD, injected_BTD, window.site(f"pass{t}"))', 'self.step(h_BTD, injected_BTD, window)',
+          f"{IN_MODEL}/test_generation.py"),
+    Fault("7", "deeper passes do not find the keys of tokens that left", LATENT,
+          "                    here.site(layer).keep(*keys)\n", "                    pass\n",
+          f"{IN_MODEL}/test_generation.py"),
+    Fault("7", "positions counted from the padding's start", CACHE,
+          "(before_B[:, None] + real_BT.cumsum(1) - 1)",
+          "(before_B[:, None] + torch.ones_like(real_BT).cumsum(1) - 1)", f"{IN_MODEL}/test_generation.py"),
+    Fault("8", "top-k over the whole batch", MOD,
+          "return mask_BT.scatter_(1, scores_BT.topk(k, dim=1).indices, True)",
+          "return scores_BT >= scores_BT.flatten().topk(k * len(scores_BT)).values[-1]",
+          f"{IN_MODEL}/test_causality.py"),
+    Fault("8", "queries normalised over the batch", MEMORY,
+          "q_BTHK = self.query_norm(self.query(x_BTD).view(B, T, self.heads, -1))",
+          "q_BTHK = self.query(x_BTD).view(B, T, self.heads, -1); q_BTHK = q_BTHK / q_BTHK.std((0, 1))",
+          f"{IN_MODEL}/test_causality.py"),
+    Fault("9", "a last smaller batch that weighs as much as a whole one", EVALUATION,
+          "value.double() * len(rows)", "value.double() * micro_batch", "tests/lahr/training/test_loop.py -k constant"),
+    Fault("9", "perplexity's loss capped, as in the published code", EVALUATION,
+          '{"val_loss": output.lm_loss, **output.metrics}',
+          '{"val_loss": output.lm_loss.clamp(max=5.0), **output.metrics}',
+          "tests/lahr/training/test_loop.py -k constant"),
+    Fault("10", "random states that are not restored", LOOP,
+          'torch.set_rng_state(tensors["random.cpu"])', "pass", "tests/lahr/training/test_loop.py -k resumed"),
+    Fault("10", "the position one step off", LOOP,
+          "        self.step = checkpoint.step\n", "        self.step = checkpoint.step - 1\n",
+          "tests/lahr/training/test_loop.py -k resumed"),
+    Fault("11", "thresholds from a rank's own half", LOOP,
+          "self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)))",
+          "self.model.observe(torch.cat(causal_scores, dim=1))", "tests/sweeps/engine/test_schedule.py -k two_workers"),
+    Fault("12", "half as many candidates of each half", MEMORY,
+          "best, which = scores.to(self.keys.dtype).topk(k, dim=-1)",
+          "best, which = (x[..., : -(-k // 2)].repeat_interleave(2, -1)[..., :k] for x in "
+          "scores.to(self.keys.dtype).topk(k, dim=-1))", f"{IN_MODEL}/test_memory.py"),
+    Fault("12", "the halves of a slot's number exchanged", MEMORY,
+          "which[:, 0, :, :, None] * self.n + which[:, 1, :, None, :]",
+          "which[:, 0, :, :, None] + which[:, 1, :, None, :] * self.n", f"{IN_MODEL}/test_memory.py"),
+    Fault("13", "data order that depends on the cell", LOOP,
+          "Batches(data.train, config.train.batch_size, config.model.max_seq_len, config.seed",
+          "Batches(data.train, config.train.batch_size, config.model.max_seq_len, "
+          "config.seed + config.model.latent_iterations", "tests/lahr/training/test_loop.py -k identical_batches"),
+    Fault("13", "starts that depend on how many parameters come before", LAHR,
+          'f"{seed}/{name}".encode()', 'f"{seed}/{list(dict(model.named_parameters())).index(name)}".encode()',
+          f"{IN_MODEL}/test_cells.py"),
+    Fault("14", "a routed block that counts all keys", FLOPS,
+          "_block_over(c, k, useful), float(", "_block_over(c, T, useful), float(", f"{IN_MODEL}/test_flops.py"),
+    Fault("14", "nominal passes counted whatever was run", FLOPS,
+          "c.latent_iterations if passes is None else passes)", "c.latent_iterations)", f"{IN_MODEL}/test_flops.py"),
+    Fault("14", "tokens masked instead of skipped", MOD,
+          "selected_BT, width = top_k_BT, k", "selected_BT, width = top_k_BT, x_BTD.shape[1]",
+          f"{IN_MODEL}/test_flops.py"),
+    Fault("threshold router", "top-k in training", LAHR,
+          'if self.training and self.config.mod_router != "threshold" else "causal"',
+          'if self.training else "causal"', f"{IN_MODEL}/test_mixture_of_depths.py"),
+    Fault("threshold router", "the c quantile for 1 − c", MOD,
+          "kthvalue(max(B * T - passing, 1))", "kthvalue(passing)", f"{IN_MODEL}/test_mixture_of_depths.py"),
+    Fault("random router", "a control that learns", MOD,
+          'self.weight.requires_grad_(kind != "random")', "self.weight.requires_grad_(True)",
+          f"{IN_MODEL}/test_mixture_of_depths.py"),
+    Fault("router losses", "counts without a gradient, as in the published code", MOD,
+          "p_B = scores_BT.sigmoid().mean(1)", "p_B = scores_BT.sigmoid().mean(1).detach()",
+          f"{IN_MODEL}/test_mixture_of_depths.py"),
+    Fault("sampled passes", "a gradient through all of them", LATENT,
+          "torch.is_grad_enabled() and t > passes - BACKPROPAGATED", "torch.is_grad_enabled()",
+          f"{IN_MODEL}/test_latent_reasoning.py"),
+    Fault("exit gate", "leaving where the next pass gains much", LATENT,
+          "torch.sigmoid(SHARPNESS * (LEAST_GAIN - gains))", "torch.sigmoid(SHARPNESS * (gains - LEAST_GAIN))",
+          f"{IN_MODEL}/test_latent_reasoning.py"),
+    Fault("ACT", "the last state for the weighted mean", LATENT,
+          "return mean_BTD if act else h_BTD, reasoned", "return h_BTD, reasoned",
+          f"{IN_MODEL}/test_latent_reasoning.py"),
+    Fault("latent capacity", "deeper passes without what is injected", LATENT,
+          "h_BKD = self.step(h_BKD, injected_BKD, chosen", "h_BKD = self.step(h_BKD, injected_BKD * 0, chosen",
+          f"{IN_MODEL}/test_latent_reasoning.py"),
+    Fault("slots", "one head's keys for all", MEMORY,
+          "self.keys.transpose(1, 2))\n            top",
+          "self.keys[:1].expand_as(self.keys).transpose(1, 2))\n            top",
+          f"{IN_MODEL}/test_memory.py"),
+    Fault("knn", "the segment's own keys remembered", MEMORY,
+          "x_STHE[:s].flatten(0, 1)[first:]", "x_STHE[: s + 1].flatten(0, 1)[first:]", f"{IN_MODEL}/test_memory.py"),
+    Fault("knn", "keys that carry a gradient", MEMORY,
+          "k_BTHE.detach(), v_BTHE.detach()", "k_BTHE, v_BTHE", f"{IN_MODEL}/test_memory.py"),
+    Fault("sampling", "top-p that drops the token which crosses p", GENERATION,
+          "before_BV >= self.top_p", "sorted_BV.softmax(1).cumsum(1) >= self.top_p", f"{IN_MODEL}/test_generation.py"),
+]  # fmt: skip
+
+
+def catch(fault: Fault) -> str:
+    """`caught`, with the name of the first test that failed, or `MISSED`, with what pytest said."""
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary)
+        for name in ("lahr", "sweeps", "tests", "benchmarks", "cluster", "docs"):
+            shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md", "Makefile"):
+            shutil.copy(ROOT / name, copy / name)
+        source = copy / fault.file
+        source.write_text(source.read_text().replace(fault.old, fault.new))
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *_words(fault.tests)]
+        done = subprocess.run(
+            command, cwd=copy, env={**os.environ, "PYTHONPATH": str(copy)}, capture_output=True, text=True
+        )
+    # Tests that ran and failed; 2 and more are pytest's own troubles, which catch nothing.
+    if done.returncode == 1 and (failed := re.search(r"^FAILED \S+?::(\w+)", done.stdout, re.M)):
+        return f"caught by {failed[1]}"
+    return f"MISSED (pytest's status {done.returncode}): {' '.join(done.stdout.split()[-12:])}"
+
+
+def _words(tests: str) -> list[str]:
+    where, _, chosen = tests.partition(" -k ")
+    return [where, *(["-k", chosen] if chosen else [])]
+
+
+def main(words: list[str]) -> int:
+    """Applies the faults that the words choose; the number missed."""
+    chosen = [f for f in FAULTS if not words or any(w == f.property or w in f"{f.file} {f.what}" for w in words)]
+    missed = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for n, (fault, said) in enumerate(zip(chosen, pool.map(catch, chosen), strict=True), 1):
+            missed += not said.startswith("caught")
+            print(f"{n:2d}/{len(chosen)}  {fault.property:>16}  {fault.what}: {said}", flush=True)
+    print(f"{len(chosen) - missed} of {len(chosen)} faults were caught")
+    return min(missed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -65,11 +65,20 @@ class LAHR(nn.Module):
         _initialise(self, seed)
 
     @overload
-    def forward(self, tokens_BT: Tensor, targets_BT: None = None, routing: Routing | None = None) -> Tensor: ...
-    @overload
-    def forward(self, tokens_BT: Tensor, targets_BT: Tensor, routing: Routing | None = None) -> Output: ...
     def forward(
-        self, tokens_BT: Tensor, targets_BT: Tensor | None = None, routing: Routing | None = None
+        self, tokens_BT: Tensor, targets_BT: None = None, routing: Routing | None = None, *, segments: int = 1
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, tokens_BT: Tensor, targets_BT: Tensor, routing: Routing | None = None, *, segments: int = 1
+    ) -> Output: ...
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        routing: Routing | None = None,
+        *,
+        segments: int = 1,
     ) -> Tensor | Output:
         """Logits (B, T, V), or with targets the `Output`.
 

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from tokenizers import Tokenizer
 
 from lahr.errors import check
 from lahr.plain import canonical_json
@@ -100,12 +101,12 @@ class Split:
     def require_rows(self, what: str, n: int, block: int, segments: int) -> None:
         """`ConfigError` where this split, named `what`, has fewer than `n` rows of `segments` windows."""
         have, longest = len(self.row_starts(block, segments)), np.diff(self.document_starts).max(initial=0)
-        fewer = f", or give --data.validation-blocks {have * segments}" if have and n > 1 else ""
+        lower = "lower data.segments or model.max_seq_len" + (" or data.validation_blocks" if n > 1 else "")
         check(
             have >= n,
             f"data.segments is {segments}: a row takes {segments} x {block} + 1 = {segments * block + 1} tokens of one "
             f"document, and {what} has {have} such rows where {n} {'are' if n > 1 else 'is'} needed (its longest "
-            f"document is {longest} tokens); lower data.segments or model.max_seq_len{fewer}, or give longer documents",
+            f"document is {longest} tokens); {lower}, or give longer documents",
         )
 
     def _read(self, start: int, stop: int) -> np.ndarray:
@@ -149,13 +150,15 @@ class TokenData:
     @cached_property
     def bytes_per_token(self) -> float:
         """Bytes of text for each token that the validation windows predict."""
-        edges, sizes = self.validation.document_starts, self.validation.documents["bytes"].to_numpy()
         if self.segments > 1:
-            # Every row lies in one document; its bytes are taken as even over its tokens but the closing end-of-text.
-            rows = self.validation.row_starts(self.block, self.segments)[: self.n_validation // self.segments]
-            of_row = np.searchsorted(edges, rows, side="right") - 1
-            return float((sizes / np.maximum(1, np.diff(edges) - 1))[of_row].mean())
-        total = np.concatenate([[0], np.cumsum(sizes)])
+            # Rows are beginnings of documents, which stories open with shorter tokens than they go on with (1.5 % of
+            # this figure), so their text is measured as it is. End-of-text is no text, and decodes to none.
+            _, targets_NT = self.validation_blocks(self.n_validation, self.block, self.segments)
+            rows = targets_NT.view(-1, self.segments * self.block).tolist()
+            texts = Tokenizer.from_file(str(self.tokenizer_path)).decode_batch(rows)
+            return sum(len(text.encode()) for text in texts) / targets_NT.numel()
+        edges = self.validation.document_starts
+        total = np.concatenate([[0], np.cumsum(self.validation.documents["bytes"].to_numpy())])
         read = self.n_validation * self.block
         # Inside a document bytes are taken as even; only the first and the last document are cut.
         return float((np.interp(read + 1, edges, total) - np.interp(1, edges, total)) / read)

@@ -129,7 +129,7 @@ def test_the_decayed_points_are_evenly_spaced_and_leave_the_constant_rate_in_tim
         ({"decayed_points": 9}, r"train.decayed_points is 9: .* at steps \[2, 4, 6\].*not before step 5"),
         ({"decayed_points": 3, "decay": 0.8}, r"train.decayed_points is 3: .*at steps \[2, 4, 6\]"),
         ({"decayed_points": 39, "decay": 0.1, "warmup": 0.0}, r"each needs a start of its own, not before step 1"),
-        ({"decayed_points": 30, "decay": 0.6, "warmup": 0.0}, r"train.decayed_points is 30: .*raise train.tokens"),
+        ({"decayed_points": 9, "decay": 0.8, "warmup": 0.0}, r"is 9: .*at steps \[1, 2, 3\], .*raise train.tokens"),
         ({"decayed_points": 100, "warmup": 0.0}, "train.decayed_points is 100"),
     ],
 )

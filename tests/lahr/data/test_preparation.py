@@ -117,19 +117,6 @@ def test_bytes_per_token_of_rows_is_that_of_the_rows(cache: Path, segments: int)
     assert rows.bytes_per_token == pytest.approx(len(text.encode()) / len(targets), rel=1e-4)
 
 
-def test_bytes_per_token_of_rows_leaves_out_the_documents_that_are_not_read(tmp_path: Path) -> None:
-    """Long documents of one kind among short ones of another, whose tokens are longer. Caught: the mean of all."""
-    long = [words(i, 200) for i in range(40)]
-    short = ["the same words every time " * 3 for _ in range(400)]
-    text = "\n\n".join(d for i in range(40) for d in (long[i], *short[10 * i : 10 * i + 10]))
-    (tmp_path / "a.txt").write_text(text)
-    config = DataConfig(corpus=str(tmp_path / "a.txt"), validation_blocks=4, segments=2)
-    rows = prepare(config, 300, 64, tmp_path / "cache")
-    targets = rows.validation_blocks(4, 64, 2)[1].flatten().tolist()
-    text = Tokenizer.from_file(str(rows.tokenizer_path)).decode(targets)
-    assert rows.bytes_per_token == pytest.approx(len(text.encode()) / len(targets), rel=1e-2)
-
-
 def test_rows_have_no_floor(cache: Path) -> None:
     """Of a part of a story its probability is not known. Caught: the floor of the stream's documents."""
     assert prepare(replace(STORIES, validation_blocks=64), 512, 64, cache).floor_nats_per_token() is not None

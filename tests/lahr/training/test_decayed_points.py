@@ -69,8 +69,8 @@ def test_a_branch_is_the_shorter_run_bit_for_bit(
 ):
     """Loss, tokens and FLOPs equal those of a run of its length with as many warm-up steps.
 
-    Caught: a branch begun one step late, decaying over the whole run's decay steps, evaluated before its last step,
-    or on the batches of the run's next steps after the horizon; figures at H - D instead of H.
+    Caught: a branch that decays over as many steps as the whole run does, that is evaluated before its last step, or
+    that reads other batches; figures at its start instead of its horizon.
     """
     runtime = Runtime(micro_batch=micro_batch)
     common = {"schedule": "wsd", "decay": decay, "final_lr": final_lr, "evaluations": 1, "log_points": 1}
@@ -115,7 +115,7 @@ def test_the_run_is_the_same_with_and_without_branches(tiny, tiny_data, tmp_path
 def test_a_run_resumed_around_a_branch_ends_the_same(tiny, tiny_data, tmp_path, drawing, stop, micro_batch):
     """From a checkpoint before its start, at it, between it and its horizon, and at the horizon.
 
-    Caught: the checkpoint at its start written with the branch's weights.
+    Caught: the schedule left at the branch's horizon, of which a resumed run would know nothing.
     """
     runtime = Runtime(micro_batch=micro_batch)
     config = tiny("mod+latent+memory", decayed_points=1, **WSD)
@@ -158,7 +158,7 @@ def test_a_branchs_steps_cost_the_run_nothing(tiny, tiny_data, monkeypatch):
 
 
 def test_a_branch_that_diverges_is_nan_and_the_run_goes_on(tiny, tiny_data, tmp_path, monkeypatch):
-    """Caught: its loss taken for the run's (status `diverged`), and a record that JSON cannot hold."""
+    """Caught: its loss taken for the run's, which then ended as diverged."""
     rate = loop._Run._rate
     monkeypatch.setattr(
         loop._Run, "_rate", lambda run, step: rate(run, step) if run.horizon == run.config.steps else 1e30

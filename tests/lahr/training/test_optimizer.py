@@ -45,7 +45,7 @@ def test_the_rate_rises_linearly_and_falls_as_a_cosine(tiny):
 
 
 def test_wsd_stays_at_the_peak_and_falls_as_one_minus_the_root(tiny):
-    """Caught: x counted from the warm-up's end, the root left out, and a decay of the steps after the warm-up only."""
+    """Caught: x counted from the warm-up's end, the root left out, and a decay that is a share of the rest only."""
     train = tiny(lr=2.0, warmup=0.1, final_lr=0.1, schedule="wsd", decay=0.2).train
     rates = [learning_rate(train, step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([2 * (i + 1) / 11 for i in range(10)])
@@ -66,7 +66,7 @@ def test_wsd_stays_at_the_peak_and_falls_as_one_minus_the_root(tiny):
 def test_the_constant_part_of_wsd_does_not_know_how_long_the_run_is(tiny, steps, longer, warmup, decay, final_lr):
     """With as many warm-up steps two lengths have the same rates, bit for bit, until the shorter one decays.
 
-    Caught: a decay that begins at a share of the steps after the warm-up.
+    Caught: a fall counted from the warm-up's end, as that of a cosine is.
     """
     lengths = (steps, steps + longer)
     assume(all(warmup / n + decay <= 1 for n in lengths))

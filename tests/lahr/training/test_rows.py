@@ -1,6 +1,7 @@
 """Rows of segments through the loop: every forward pass holds whole rows, on every rank, with their number."""
 
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -39,7 +40,7 @@ def passes(monkeypatch) -> list:
 
 @pytest.mark.parametrize("micro_batch", [0, 2])
 def test_every_pass_holds_whole_rows(tiny, row_data, passes, micro_batch):
-    """Caught: a split by windows, an evaluation that takes every other window, `segments` not passed on."""
+    """Caught: windows of the stream in place of rows, and `segments` not passed on in training or in evaluation."""
     config = replace(tiny("mod+latent+memory"), data=ROWS)
     records = list(train(config, row_data, Runtime(micro_batch=micro_batch)))
     assert records[-1].status == "finished"
@@ -83,7 +84,8 @@ def test_ranks_evaluate_whole_rows_and_together_all_of_them(tiny, row_data, pass
 
 def _rank(rank: int, world: int, folder: str, config, cache) -> None:
     store = torch.distributed.FileStore(f"{folder}/store", world)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    patience = timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
     data = prepare(config.data, config.model.vocab_size, config.model.max_seq_len, cache)
     records = list(train(config, data, Runtime(workers=world)))
     torch.save([r.to_json() for r in records], f"{folder}/{rank}")
@@ -93,7 +95,7 @@ def _rank(rank: int, world: int, folder: str, config, cache) -> None:
 def test_two_ranks_with_rows_and_branches_equal_one_process(tiny, row_data, cache, tmp_path):
     """In float64: losses of the run and of its branches, pairing, tokens and FLOPs.
 
-    Caught: ranks that take every other window, and a branch that rank 0 alone would have run (it hung).
+    Caught: a branch that only rank 0 runs, which then waits for the others in vain.
     """
     config = tiny("mod+latent+memory", precision="fp64", schedule="wsd", decay=0.5, decayed_points=2)
     config = replace(config, data=ROWS)

@@ -109,6 +109,14 @@ class TrainConfig:
             f"train.clip_norm is {self.clip_norm}; it must be above 0 and finite (1e9 clips nothing)",
         )
 
+    def warmup_steps(self, steps: int) -> int:
+        """Steps in which the rate rises, of a run of `steps`."""
+        return min(round(self.warmup * steps), steps - 1)
+
+    def decay_steps(self, steps: int) -> int:
+        """Steps in which `wsd` decays, of a run of `steps`: one at least, and none of the warm-up's."""
+        return min(max(1, round(self.decay * steps)), steps - self.warmup_steps(steps))
+
 
 @dataclass(frozen=True)
 class TrialConfig:
@@ -138,6 +146,14 @@ class TrialConfig:
             f"memory_kind is 'knn' and data.segments is {self.data.segments}: with one window a row there are no "
             "earlier segments to remember; give data.segments of 2 or more, in every cell",
         )
+        # Here and not in TrainConfig: the horizons are whole steps, which the context's length has a part in.
+        starts, first = list(self.branches), max(1, self.train.warmup_steps(self.steps))
+        check(
+            len(starts) == self.train.decayed_points and all(start >= first for start in starts),
+            f"train.decayed_points is {self.train.decayed_points}: its decays off {self.steps} steps would begin at "
+            f"steps {starts[:3]}, and each needs a start of its own, not before step {first}, where the warm-up "
+            "ends; lower it, train.warmup or train.decay, or raise train.tokens",
+        )
 
     @property
     def tokens_per_step(self) -> int:
@@ -148,6 +164,16 @@ class TrialConfig:
     def steps(self) -> int:
         """Optimiser steps of the trial."""
         return self.train.tokens // self.tokens_per_step
+
+    @property
+    def branches(self) -> dict[int, int]:
+        """Start → horizon, in steps, of each shorter run that `train.decayed_points` branches off.
+
+        Horizon j of n is at steps · j / (n + 1); its run leaves the constant rate in time to decay and end there.
+        """
+        points = self.train.decayed_points
+        horizons = (round(self.steps * j / (points + 1)) for j in range(1, points + 1))
+        return {horizon - self.train.decay_steps(horizon): horizon for horizon in horizons}
 
     def identity(self, content_hash: str) -> dict[str, Any]:
         """What decides the result, as plain values: the data by `content_hash` (of tokens and tokenizer), no path."""

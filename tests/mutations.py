@@ -140,9 +140,8 @@ FAULTS = [
           "which[:, 0, :, :, None] * self.n + which[:, 1, :, None, :]",
           "which[:, 0, :, :, None] + which[:, 1, :, None, :] * self.n", f"{IN_MODEL}/test_memory.py"),
     Fault("13", "data order that depends on the cell", LOOP,
-          "Batches(data.train, config.train.batch_size, config.model.max_seq_len, config.seed",
-          "Batches(data.train, config.train.batch_size, config.model.max_seq_len, "
-          "config.seed + config.model.latent_iterations", "tests/lahr/training/test_loop.py -k identical_batches"),
+          "Batches(data.train, config.train.batch_size, block, config.seed, segments)",
+          "Batches(data.train, config.train.batch_size, block, config.seed + config.model.latent_iterations, segments)", "tests/lahr/training/test_loop.py -k identical_batches"),
     Fault("13", "starts that depend on how many parameters come before", LAHR,
           'f"{seed}/{name}".encode()', 'f"{seed}/{list(dict(model.named_parameters())).index(name)}".encode()',
           f"{IN_MODEL}/test_cells.py"),

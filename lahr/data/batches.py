@@ -2,7 +2,8 @@
 
 Epoch e is a permutation of all whole blocks, drawn by Philox (Salmon et al. 2011, "Parallel Random Numbers: As Easy
 as 1, 2, 3") keyed by (seed, e). Batch `step` holds entries step·B … step·B + B - 1 of the epochs' permutations laid
-end to end, so it may span an epoch's end, and resuming needs nothing but the step.
+end to end, so it may span an epoch's end, and resuming needs nothing but the step. A block is one window of the text,
+or with segments a row of several consecutive windows of one document, and B is then the batch's rows.
 """
 
 import hashlib
@@ -18,37 +19,52 @@ from lahr.errors import check
 class Batches:
     """The training batches of one trial: `batch_size` windows of `block` tokens a step, over all ranks."""
 
-    def __init__(self, split: Split, batch_size: int, block: int, seed: int) -> None:
-        """`ConfigError` where the split holds no whole block, or the seed is outside 0 … 2⁶⁴ - 1."""
-        self.split, self.batch_size, self.block, self.seed = split, batch_size, block, seed
-        self.n_blocks = split.n_blocks(block)
+    def __init__(self, split: Split, batch_size: int, block: int, seed: int, segments: int = 1) -> None:
+        """`segments` windows make a row, which stays whole and in order.
+
+        `ConfigError` where the split holds no whole row, where rows do not make up the batch, or where the seed is
+        outside 0 … 2⁶⁴ - 1.
+        """
+        self.split, self.batch_size, self.block, self.seed, self.segments = split, batch_size, block, seed, segments
+        if segments > 1:
+            split.require_rows("the training text", 1, block, segments)
         check(
-            self.n_blocks >= 1,
+            split.n_blocks(block) >= 1,
             f"the training text has {split.n_tokens} tokens, fewer than one block of {block} and its next token; "
             "give more text or a shorter model.max_seq_len",
+        )
+        self.row_starts = split.row_starts(block, segments)
+        self.n_blocks = len(self.row_starts)
+        check(
+            batch_size % segments == 0,
+            f"train.batch_size is {batch_size}, which is no whole number of rows of {segments} windows "
+            "(data.segments); give a multiple",
         )
         check(0 <= seed < 2**64, f"the seed is {seed}; it must be from 0 to 2**64 - 1")
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
         """Inputs and next-token targets, both int64 (batch_size / world, block), of `rank` among `world` ranks.
 
-        Rank r takes rows r, r + world, … of the global batch, which is the same for every world size. `ConfigError`
-        where `world` does not divide the batch size.
+        Rank r takes rows r, r + world, … of the global batch, which is the same for every world size; a row's windows
+        follow one another. `ConfigError` where `world` ranks cannot share the batch in whole rows.
         """
         check(
-            self.batch_size % world == 0,
-            f"train.batch_size is {self.batch_size}, which {world} workers cannot share evenly; "
-            f"give a multiple of {world}",
+            self.batch_size % (world * self.segments) == 0,
+            f"train.batch_size is {self.batch_size}, which {world} workers cannot share evenly"
+            + (f" in rows of {self.segments} windows (data.segments)" if self.segments > 1 else "")
+            + f"; give a multiple of {world * self.segments}",
         )
-        return self.split.windows(self.block_ids(step)[rank::world], self.block)
+        return self.split.rows(self.row_starts[self.block_ids(step)[rank::world]], self.block, self.segments)
 
     def block_ids(self, step: int) -> np.ndarray:
-        """The blocks that step `step` (from 0) reads, int64 (batch_size,)."""
-        return self._entries(step * self.batch_size, (step + 1) * self.batch_size)
+        """The blocks (rows) that step `step` (from 0) reads, int64 (batch_size / segments,)."""
+        rows = self.batch_size // self.segments
+        return self._entries(step * rows, (step + 1) * rows)
 
     def digest(self, steps: int) -> str:
         """Twelve hex digits over the block ids of steps 0 … steps - 1: equal where trials saw the same."""
-        return hashlib.sha256(self._entries(0, steps * self.batch_size).astype("<i8").tobytes()).hexdigest()[:12]
+        entries = self._entries(0, steps * (self.batch_size // self.segments))
+        return hashlib.sha256(entries.astype("<i8").tobytes()).hexdigest()[:12]
 
     def _entries(self, start: int, stop: int) -> np.ndarray:
         """Entries start … stop - 1 of the epochs' permutations laid end to end."""

@@ -23,6 +23,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from tokenizers import Tokenizer
 
 from lahr.errors import check
 from lahr.plain import canonical_json
@@ -67,9 +68,46 @@ class Split:
 
     def windows(self, ids: Iterable[int], block: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Windows of those ids: inputs and next-token targets, int64 (len(ids), block) each."""
-        rows = [self._read(int(i) * block, int(i) * block + block + 1) for i in ids]
-        both = torch.from_numpy(np.stack(rows) if rows else np.empty((0, block + 1), np.int64))
-        return both[:, :-1].contiguous(), both[:, 1:].contiguous()
+        return self.rows((int(i) * block for i in ids), block, 1)
+
+    @cached_property
+    def document_starts(self) -> np.ndarray:
+        """First token of each document, and last the end: int64 (documents + 1,)."""
+        return np.append(self.documents["start"].to_numpy(), self.n_tokens)
+
+    def row_starts(self, block: int, segments: int) -> np.ndarray:
+        """First token of every row of `segments` windows of `block` tokens, in the text's order: int64 (rows,).
+
+        A single window is cut from the split as one stream. A row of more lies, with the next token of its last one,
+        inside one document: a document of n tokens gives ⌊(n - 1) / (segments·block)⌋, and its rest is not read.
+        """
+        if segments == 1:
+            return np.arange(self.n_blocks(block)) * block
+        length = segments * block
+        counts = (np.diff(self.document_starts) - 1) // length
+        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(self.document_starts[:-1], counts) + within * length
+
+    def rows(self, starts: Iterable[int], block: int, segments: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The rows that start at those tokens: inputs and next-token targets, int64 (len(starts)·segments, block).
+
+        The windows of a row follow one another, in order.
+        """
+        length = segments * block
+        rows = [self._read(int(start), int(start) + length + 1) for start in starts]
+        both = torch.from_numpy(np.stack(rows) if rows else np.empty((0, length + 1), np.int64))
+        return both[:, :-1].reshape(-1, block).contiguous(), both[:, 1:].reshape(-1, block).contiguous()
+
+    def require_rows(self, what: str, n: int, block: int, segments: int) -> None:
+        """`ConfigError` where this split, named `what`, has fewer than `n` rows of `segments` windows."""
+        have, longest = len(self.row_starts(block, segments)), np.diff(self.document_starts).max(initial=0)
+        lower = "lower data.segments or model.max_seq_len" + (" or data.validation_blocks" if n > 1 else "")
+        check(
+            have >= n,
+            f"data.segments is {segments}: a row takes {segments} x {block} + 1 = {segments * block + 1} tokens of one "
+            f"document, and {what} has {have} such rows where {n} {'are' if n > 1 else 'is'} needed (its longest "
+            f"document is {longest} tokens); {lower}, or give longer documents",
+        )
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         first = int(np.searchsorted(self.starts, start, side="right")) - 1
@@ -101,6 +139,8 @@ class TokenData:
     """Windows that every evaluation reads, the first of the validation split."""
     block: int
     """Tokens in a window."""
+    segments: int = 1
+    """Windows in a row; see `Split.row_starts`."""
 
     @property
     def tokenizer_path(self) -> Path:
@@ -110,8 +150,14 @@ class TokenData:
     @cached_property
     def bytes_per_token(self) -> float:
         """Bytes of text for each token that the validation windows predict."""
-        starts = self.validation.documents["start"].to_numpy()
-        edges = np.append(starts, self.validation.n_tokens)
+        if self.segments > 1:
+            # Rows are beginnings of documents, which stories open with shorter tokens than they go on with (1.5 % of
+            # this figure), so their text is measured as it is. End-of-text is no text, and decodes to none.
+            _, targets_NT = self.validation_blocks(self.n_validation, self.block, self.segments)
+            rows = targets_NT.view(-1, self.segments * self.block).tolist()
+            texts = Tokenizer.from_file(str(self.tokenizer_path)).decode_batch(rows)
+            return sum(len(text.encode()) for text in texts) / targets_NT.numel()
+        edges = self.validation.document_starts
         total = np.concatenate([[0], np.cumsum(self.validation.documents["bytes"].to_numpy())])
         read = self.n_validation * self.block
         # Inside a document bytes are taken as even; only the first and the last document are cut.
@@ -120,19 +166,29 @@ class TokenData:
     def floor_nats_per_token(self, n_blocks: int | None = None) -> float | None:
         """Least possible mean loss on the documents wholly in the first `n_blocks` windows (default: all read).
 
-        None where the corpus's own probabilities are not known, or no document fits.
+        None where the corpus's own probabilities are not known, or no document fits; also with rows of segments, which
+        leave out the rest of each document: only of a whole one are the probabilities known.
         """
+        if self.segments > 1:
+            return None
         documents = self.validation.documents
-        starts = documents["start"].to_numpy()
-        ends = np.append(starts[1:], self.validation.n_tokens)
+        starts, ends = self.validation.document_starts[:-1], self.validation.document_starts[1:]
         bits = documents["bits"].to_numpy()  # null, of a document that was cut at the split's end, reads as NaN
         counted = (ends <= (self.n_validation if n_blocks is None else n_blocks) * self.block + 1) & ~np.isnan(bits)
         if not counted.any():
             return None
         return float(bits[counted].sum() * math.log(2) / (ends - starts)[counted].sum())
 
-    def validation_blocks(self, n: int, block: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The first `n` validation windows: inputs and targets, int64 (n, block). `ConfigError` if too few."""
+    def validation_blocks(self, n: int, block: int, segments: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        """The first `n` validation windows: inputs and targets, int64 (n, block). `ConfigError` if too few.
+
+        With `segments` they are the windows of the first `n` / `segments` rows, each row's together and in order.
+        """
+        if segments > 1:
+            name = f"the validation split of {self.description}"
+            self.validation.require_rows(name, n // segments, block, segments)
+            starts = self.validation.row_starts(block, segments)[: n // segments]
+            return self.validation.rows(starts, block, segments)
         have = self.validation.n_blocks(block)
         check(
             have >= n,

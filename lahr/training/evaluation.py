@@ -20,20 +20,22 @@ def evaluate(
     autocast: torch.autocast,
     bytes_per_token: float,
     with_topk: bool,
+    segments: int = 1,
 ) -> dict[str, float]:
     """`val_loss` in nats a token (causal routing, mean over all windows), `bits_per_byte` and the mechanisms' metrics.
 
     `with_topk` adds `val_loss_topk` and `router_gap` (causal minus top-k) where something is routed. Every rank
-    evaluates its share of the windows and gets the whole mean.
+    evaluates its share of the windows and gets the whole mean. With `segments` the windows are rows of so many, which
+    stay whole: `micro_batch` is a multiple, and there is a row for each rank.
     """
     was_training = model.training
     model.eval()
     try:
-        metrics = _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "causal")
+        metrics = _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "causal", segments)
         if with_topk:
             routed = any(name.startswith("mod/") for name in metrics)
             topk = (
-                _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "topk")
+                _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "topk", segments)
                 if routed
                 else metrics
             )
@@ -52,14 +54,17 @@ def _mean_over_windows(
     micro_batch: int,
     autocast: torch.autocast,
     routing: Routing,
+    segments: int,
 ) -> dict[str, float]:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(model.parameters()).device
     sums: dict[str, torch.Tensor] = {}
     memory_use: torch.Tensor | None = None
-    for rows in torch.arange(rank, len(inputs_NT), world).split(micro_batch):
+    for rows in torch.arange(len(inputs_NT)).view(-1, segments)[rank::world].flatten().split(micro_batch):
         with autocast:
-            output = model(inputs_NT[rows].to(device), targets_NT[rows].to(device), routing=routing)
+            output = model(
+                inputs_NT[rows].to(device), targets_NT[rows].to(device), routing=routing, segments=segments
+            )
         for name, value in {"val_loss": output.lm_loss, **output.metrics}.items():
             # Weighted by windows, so that a last smaller batch counts for what it holds.
             sums[name] = sums.get(name, 0.0) + value.double() * len(rows)  # type: ignore[assignment]

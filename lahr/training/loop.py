@@ -53,7 +53,8 @@ def milestones(config: TrialConfig) -> Milestones:
         return frozenset(-(-config.steps * i // times) for i in range(1, times + 1))
 
     evaluations, saves = spaced(config.train.evaluations), spaced(config.train.checkpoints)
-    return Milestones(evaluations, saves, spaced(config.train.log_points) | evaluations | saves)
+    records = spaced(config.train.log_points) | evaluations | saves | config.branches.keys()
+    return Milestones(evaluations, saves, records)
 
 
 def sampled_passes(config: TrialConfig, step: int) -> int | None:
@@ -125,14 +126,17 @@ class _Run:
         self.model = LAHR(config.model, seed=config.seed).to(self.device, dtype)
         self.parallel = DistributedDataParallel(self.model) if self.world > 1 else self.model
         self.optimizer = build_optimizer(self.model, config.train)
-        self.batches = Batches(data.train, config.train.batch_size, config.model.max_seq_len, config.seed)
-        self.validation = data.validation_blocks(config.data.validation_blocks, config.model.max_seq_len)
+        block, segments = config.model.max_seq_len, config.data.segments
+        self.batches = Batches(data.train, config.train.batch_size, block, config.seed, segments)
+        self.validation = data.validation_blocks(config.data.validation_blocks, block, segments)
         self.bytes_per_token = data.bytes_per_token
         self.milestones = milestones(config)
         self.passes: list[torch.Tensor] = []
         """Of the latent core, in each step since the last record."""
         self.step = 0
         self.pairing = ""
+        self.horizon = config.steps
+        """Steps of the run whose schedule is followed: this one's, or those of a branch while it decays."""
         torch.manual_seed(config.seed)
 
     def autocast(self) -> torch.autocast:
@@ -189,6 +193,8 @@ class _Run:
             if not diverged and self.step in self.milestones.evaluate:
                 metrics.update(self._evaluate(final))
                 diverged = not math.isfinite(metrics["val_loss"])
+            if not diverged and self.step in self.config.branches:
+                metrics.update(self._decayed(self.config.branches[self.step], flops))
             if final or diverged:
                 metrics["peak_memory_mib"] = peak_memory_mib(self.runtime.device)
             yield Progress(
@@ -213,11 +219,33 @@ class _Run:
             dist.all_reduce(passes)
         # Rounded, since a mean over parts and ranks of a whole number may miss it by a bit.
         mean = (round(p, 9) for p in (passes / self.world).tolist())
-        each = (training_flops_per_token(self.config.model, passes=p) for p in mean)
+        segments = self.config.data.segments
+        each = (training_flops_per_token(self.config.model, passes=p, segments=segments) for p in mean)
         return self.config.tokens_per_step * sum(each)
 
+    def _decayed(self, horizon: int, flops: float) -> dict[str, float]:
+        """What a run of `horizon` steps would reach: decays from here to there, is evaluated, and comes back.
+
+        The path is the shorter run's own, since up to here both rates are the constant one. Nothing of it stays but
+        these figures (a loss that is not finite is NaN); a copy of the state is held meanwhile, in the device's memory.
+        """
+        here = Checkpoint(self.step, {name: value.clone() for name, value in self.tensors().items()}, {})
+        pairing = self.pairing
+        self.horizon = horizon
+        while self.step < horizon:
+            self._step()
+        loss = self._evaluate(False)["val_loss"]
+        self.horizon = self.config.steps
+        self.load(here)
+        self.pairing = pairing
+        return {
+            "decayed_val_loss": loss if math.isfinite(loss) else math.nan,
+            "decayed_tokens": float(horizon * self.config.tokens_per_step),
+            "decayed_flops": flops + self._executed_flops(),
+        }
+
     def _rate(self, step: int) -> float:
-        return learning_rate(self.config.train, step, self.config.steps)
+        return learning_rate(self.config.train, step, self.horizon)
 
     def _step(self) -> tuple[torch.Tensor, torch.Tensor]:
         """One optimiser step: this rank's mean loss, and the norm of the whole gradient."""
@@ -237,6 +265,7 @@ class _Run:
                     part_inputs_BT.to(self.device),
                     part_targets_BT.to(self.device),
                     passes=sampled_passes(self.config, self.step),
+                    segments=self.config.data.segments,
                 )
             (output.loss / len(parts)).backward()
             loss += output.lm_loss.detach() / len(parts)
@@ -276,4 +305,5 @@ class _Run:
             autocast=self.autocast(),
             bytes_per_token=self.bytes_per_token,
             with_topk=final,
+            segments=self.config.data.segments,
         )

@@ -14,15 +14,14 @@ VALUES_RATE = 10 / 3
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW (Loshchilov & Hutter 2019) over three groups: matrices, the rest without decay, memory values.
 
-    Each group carries `scale`, what its rate is of the schedule's, and `names`, its parameters' names.
+    Each group carries `scale`, what its rate is of the schedule's, and `names`, its parameters' names. A parameter
+    that is frozen (`requires_grad` is False) is in none: it has no gradient and would never have moments to save.
     """
     matrices: list[str] = []
     others: list[str] = []
     values: list[str] = []
-    parameters = dict(model.named_parameters())
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for name, parameter in parameters.items():
-        if not parameter.requires_grad:  # a random router's weight
-            continue
         if name.endswith("memory.values"):
             values.append(name)
         elif parameter.ndim >= 2 and "embedding" not in name:
@@ -46,12 +45,21 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """The rate of step `step` (from 0) of `steps`: a linear rise over the warm-up, then a cosine to `final_lr`."""
-    warmup = min(round(config.warmup * steps), steps - 1)
+    """The rate of step `step` (from 0) of `steps`: a linear rise over the warm-up, then down to `final_lr`.
+
+    `cosine` falls over all that is left. `wsd` stays at the peak and falls over its last steps as 1 - √x, x being the
+    share of the decay that is done (Hägele et al. 2024, "Scaling Laws and Compute-Optimal Training Beyond Fixed
+    Training Durations"). In both, `final_lr` itself would be that of step `steps`, which is not taken.
+    """
+    warmup = config.warmup_steps(steps)
     if step < warmup:
         return config.lr * (step + 1) / (warmup + 1)
-    progress = (step - warmup) / max(1, steps - warmup)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * progress)))
+    if config.schedule == "wsd":
+        decay = config.decay_steps(steps)
+        height = 1 - math.sqrt(max(0, step - (steps - decay)) / decay)
+    else:
+        height = 0.5 * (1 + math.cos(math.pi * ((step - warmup) / max(1, steps - warmup))))
+    return config.lr * (config.final_lr + (1 - config.final_lr) * height)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -22,7 +22,9 @@ class Progress:
     """Time spent in training steps; evaluation, checkpoints and start-up are not in it."""
     metrics: Mapping[str, float]
     """`train_loss` (mean since the last record), `lr`, `grad_norm`, `tokens_per_second`; with an evaluation also
-    `val_loss` and its companions; at the end `peak_memory_mib`."""
+    `val_loss` and its companions; at the end `peak_memory_mib`. Where a shorter run is branched off
+    (`train.decayed_points`), its `decayed_val_loss`, NaN if it diverged, at its `decayed_tokens` and `decayed_flops`;
+    the steps it took on its own count in no other field."""
     pairing: str
     """Hash of the ids of all blocks read so far: equal in every cell of a seed block."""
     status: Status = "running"

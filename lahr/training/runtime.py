@@ -50,26 +50,35 @@ def choose_precision(device: str) -> Precision:
 
 
 def choose_micro_batch(config: TrialConfig, device: str, workers: int) -> int:
-    """The most windows of a worker's share whose logits fit, out of its divisors."""
-    batch = config.train.batch_size
+    """The most windows of a worker's share whose logits fit, out of its divisors; whole rows of `data.segments`."""
+    batch, segments = config.train.batch_size, config.data.segments
+    rows = f" in rows of {segments} windows (data.segments)" if segments > 1 else ""
     check(
-        batch % workers == 0,
-        f"train.batch_size is {batch}, which {workers} workers cannot share evenly; "
-        f"give a multiple of {workers} or change the workers",
+        batch % (workers * segments) == 0,
+        f"train.batch_size is {batch}, which {workers} workers cannot share evenly{rows}; "
+        f"give a multiple of {workers * segments} or change the workers",
     )
     blocks = config.data.validation_blocks
     check(
-        blocks >= workers,
-        f"data.validation_blocks is {blocks}, and each of {workers} workers evaluates one at least; give more blocks",
+        blocks >= workers * segments,
+        f"data.validation_blocks is {blocks}, and each of {workers} workers evaluates one at least{rows}; "
+        "give more blocks",
     )
     share = batch // workers
     window_bytes = config.model.max_seq_len * config.model.vocab_size * 4 * 3
-    fitting = [n for n in range(1, share + 1) if share % n == 0 and n * window_bytes <= _LOGITS_BYTES[device]]
-    return max(fitting, default=1)
+    whole = range(segments, share + 1, segments)
+    fitting = [n for n in whole if share % n == 0 and n * window_bytes <= _LOGITS_BYTES[device]]
+    return max(fitting, default=segments)
 
 
 def require(config: TrialConfig, runtime: Runtime) -> None:
-    """Raises `ConfigError` if this machine cannot run what was decided for the sweep."""
+    """Raises `ConfigError` if this machine cannot run what was decided for the sweep, or the batch's split is none."""
+    segments = config.data.segments
+    check(
+        runtime.micro_batch % segments == 0,
+        f"micro_batch is {runtime.micro_batch}, which is no whole number of rows of {segments} windows "
+        "(data.segments); give a multiple, or 0",
+    )
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "this sweep was decided to run on CUDA and this worker has no GPU; run it where there is one"

@@ -13,12 +13,14 @@ from lahr.training.runtime import Runtime
 def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> float:
     """Seconds that the trial's training and evaluations would take on this machine, from the best of `steps` steps.
 
-    Timed on random tokens with one window at least and at most four, and scaled to the whole batch and to all
-    workers; evaluation is counted as a third of a training step's work for the same tokens.
+    Timed on random tokens with one row at least and about four windows, and scaled to the whole batch and to all
+    workers; evaluation is counted as a third of a training step's work for the same tokens. The steps and evaluations
+    of the runs that `train.decayed_points` branches off are counted too.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(runtime.threads)
-    windows = min(4, config.train.batch_size)
+    segments = config.data.segments
+    windows = min(max(4 // segments, 1) * segments, config.train.batch_size)
     model = LAHR(config.model, seed=0).to(runtime.device)
     optimizer = build_optimizer(model, config.train)
     tokens_BT = torch.randint(config.model.vocab_size, (windows, config.model.max_seq_len), device=runtime.device)
@@ -26,7 +28,7 @@ def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> 
     for _ in range(1 + steps):  # the first one also pays for allocation
         started = time.perf_counter()
         with torch.autocast(runtime.device, dtype=torch.bfloat16, enabled=config.precision == "bf16"):
-            loss = model(tokens_BT, tokens_BT).loss
+            loss = model(tokens_BT, tokens_BT, segments=segments).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -34,6 +36,8 @@ def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> 
         best = min(best, time.perf_counter() - started)
     torch.set_num_threads(threads)
     seconds_per_token = best / tokens_BT.numel()
-    trained = config.steps * config.tokens_per_step
-    evaluated = config.train.evaluations * config.data.validation_blocks * config.model.max_seq_len
+    branched = sum(horizon - start for start, horizon in config.branches.items())
+    trained = (config.steps + branched) * config.tokens_per_step
+    evaluations = config.train.evaluations + config.train.decayed_points
+    evaluated = evaluations * config.data.validation_blocks * config.model.max_seq_len
     return seconds_per_token * (trained + evaluated / 3) / runtime.workers

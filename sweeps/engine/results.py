@@ -206,7 +206,11 @@ class Recorder:
 
 
 def result_of(trial: Trial, last: Progress) -> dict[str, Any]:
-    """A trial's row, from its last record: plain values, `None` where a figure is not finite."""
+    """A trial's row, from its last record: plain values, `None` where a figure is not finite.
+
+    `decayed_…` figures are of shorter runs, points of the curve in `metrics.parquet` and none of the trial's: the last
+    record never carries them, since a branch starts before the end.
+    """
     metrics = {k: v if math.isfinite(v) else None for k, v in last.metrics.items()}
     for name in ("train_loss", "lr", "grad_norm"):
         metrics.pop(name, None)

@@ -42,6 +42,7 @@ TAGS = {
     "val_loss": "loss/validation",
     "val_loss_topk": "loss/validation_topk",
     "train_loss": "loss/train",
+    "decayed_val_loss": "loss/decayed",
     "bits_per_byte": "loss/bits_per_byte",
     "router_gap": "mod/router_gap",
 }
@@ -271,6 +272,11 @@ def _curve_point(
                 (f"loss_by_tokens/{name}", tokens),
                 (f"loss_by_megaflops/{name}", round(flops / 1e6)),
                 (f"loss_by_milliseconds/{name}", round(seconds * 1e3)),
+            ]
+        if metric == "decayed_val_loss":  # of a shorter run that ends further on, and costs what that run does
+            points += [
+                ("loss_by_tokens/decayed", round(metrics["decayed_tokens"])),
+                ("loss_by_megaflops/decayed", round(metrics["decayed_flops"] / 1e6)),
             ]
         for name, x in points:
             writer.add_scalar(name, value, int(x), walltime=began + seconds)

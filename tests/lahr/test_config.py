@@ -108,6 +108,38 @@ def test_a_trial_whose_parts_do_not_fit_is_refused(changes, said):
         replace(TRIAL, **changes)
 
 
+def wsd(steps: int, **given: object) -> TrialConfig:
+    """A trial of so many steps that decays in half of them, its warm-up two."""
+    train = TrainConfig(steps * TRIAL.tokens_per_step, TRIAL.train.batch_size, schedule="wsd")
+    return replace(TRIAL, train=replace(train, **{"decay": 0.5, "warmup": 2 / steps, **given}))
+
+
+def test_the_decayed_points_are_evenly_spaced_and_leave_the_constant_rate_in_time():
+    """Caught: horizons at j/n, the last of which is the run's own end, and starts by the whole run's decay."""
+    assert wsd(40).branches == {}
+    assert wsd(40, decayed_points=1).branches == {10: 20}
+    assert wsd(40, decayed_points=3).branches == {5: 10, 10: 20, 15: 30}
+    assert wsd(40, decayed_points=3, decay=0.1).branches == {9: 10, 18: 20, 27: 30}
+    assert wsd(10, decayed_points=2, decay=0.01).branches == {2: 3, 6: 7}  # a decay has one step at least
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"decayed_points": 9}, r"train.decayed_points is 9: .* at steps \[2, 4, 6\].*not before step 5"),
+        ({"decayed_points": 3, "decay": 0.8}, r"train.decayed_points is 3: .*at steps \[2, 4, 6\]"),
+        ({"decayed_points": 39, "decay": 0.1, "warmup": 0.0}, r"each needs a start of its own, not before step 1"),
+        ({"decayed_points": 9, "decay": 0.8, "warmup": 0.0}, r"is 9: .*at steps \[1, 2, 3\], .*raise train.tokens"),
+        ({"decayed_points": 100, "warmup": 0.0}, "train.decayed_points is 100"),
+    ],
+)
+def test_a_point_that_would_decay_within_the_warm_up_is_refused(given, said):
+    """Also two that would start at the same step, and one before the first. Caught: each without the check."""
+    warmup = {"warmup": 5 / 40, **given}
+    with pytest.raises(ConfigError, match=said):
+        wsd(40, **warmup)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -86,6 +86,64 @@ def test_text_of_unknown_probability_has_no_floor(tmp_path: Path) -> None:
     assert local.floor_nats_per_token() is None
 
 
+ROWS = replace(STORIES, segments=4)
+
+
+def test_validation_rows_are_consecutive_windows_of_whole_documents_beginnings(
+    data: TokenData, cache: Path
+) -> None:
+    """The first rows, read from the very tokens that one segment reads.
+
+    Caught: the first windows of the stream, and segments in the key of the prepared folder.
+    """
+    rows = prepare(ROWS, 512, 64, cache)
+    assert (rows.folder, rows.content_hash) == (data.folder, data.content_hash)
+    inputs, targets = rows.validation_blocks(8, 64, 4)
+    tokens, starts = rows.validation.tokens, rows.validation.documents["start"].to_numpy()
+    lengths = np.diff(np.append(starts, len(tokens)))
+    first, second = starts[lengths > 256][:2]  # no story of this tokenizer has two rows of 256
+    for i, start in enumerate((first, second)):
+        assert inputs[4 * i : 4 * i + 4].flatten().tolist() == tokens[start : start + 256].tolist()
+        assert targets[4 * i : 4 * i + 4].flatten().tolist() == tokens[start + 1 : start + 257].tolist()
+    assert data.eot not in inputs
+
+
+@pytest.mark.parametrize("segments", [2, 4])
+def test_bytes_per_token_of_rows_is_that_of_the_rows(cache: Path, segments: int) -> None:
+    """Caught: that of the first tokens of the split, and the bytes of a document taken as even over it."""
+    rows = prepare(replace(STORIES, validation_blocks=64, segments=segments), 512, 64, cache)
+    targets = rows.validation_blocks(64, 64, segments)[1].flatten().tolist()
+    text = Tokenizer.from_file(str(rows.tokenizer_path)).decode(targets)
+    assert rows.bytes_per_token == pytest.approx(len(text.encode()) / len(targets), rel=1e-4)
+
+
+def test_rows_have_no_floor(cache: Path) -> None:
+    """Of a part of a story its probability is not known. Caught: the floor of the stream's documents."""
+    assert prepare(replace(STORIES, validation_blocks=64), 512, 64, cache).floor_nats_per_token() is not None
+    assert prepare(replace(ROWS, validation_blocks=64), 512, 64, cache).floor_nats_per_token() is None
+
+
+def test_documents_too_short_for_rows_are_refused_before_training(cache: Path) -> None:
+    """With the longest document, what a row takes and what to do. Caught: each of the two checks left out."""
+    with pytest.raises(ConfigError) as caught:
+        prepare(replace(STORIES, segments=8), 512, 256, cache)
+    assert re.fullmatch(
+        r"data.segments is 8: a row takes 8 x 256 \+ 1 = 2049 tokens of one document, and the training split of .* has "
+        r"0 such rows where 1 is needed \(its longest document is \d{3} tokens\); lower data.segments or "
+        r"model.max_seq_len, or give longer documents",
+        str(caught.value),
+    )
+    many = replace(STORIES, segments=2, validation_blocks=100)
+    with pytest.raises(
+        ConfigError, match=r"validation split of .* such rows where 50 are .* data.validation_blocks"
+    ):
+        prepare(many, 512, 240, cache)
+    kept = prepare(replace(many, validation_blocks=8), 512, 240, cache)
+    assert kept.validation_blocks(8, 240, 2)[0].shape == (8, 240)
+    with pytest.raises(ConfigError, match=r"validation split of .* such rows where 25 are needed"):
+        kept.validation_blocks(50, 240, 2)
+
+
 def test_second_call_prepares_nothing(data: TokenData, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preparation, "_write", lambda *a: pytest.fail("prepared twice"))
     again = prepare(STORIES, 512, 64, cache)

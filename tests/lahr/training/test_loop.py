@@ -245,7 +245,7 @@ def test_the_flops_of_a_record_are_those_of_the_passes_that_ran(tiny, tiny_data)
                     expected += config.tokens_per_step * training_flops_per_token(config.model, passes=passes)
                 done = record.step
                 assert record.flops == pytest.approx(expected, rel=1e-12)
-    act = replace(full, model=replace(full.model, latent_halting="act"))
+    act = replace(full, model=replace(full.model, latent_halting="act", latent_iterations=4))
     nominal = 24 * act.tokens_per_step * training_flops_per_token(act.model)
     least = 24 * act.tokens_per_step * training_flops_per_token(act.model, passes=1)
     assert least < list(train(act, tiny_data, Runtime()))[-1].flops < nominal

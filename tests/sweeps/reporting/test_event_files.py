@@ -168,6 +168,27 @@ def test_live_records_are_written_once_however_often_they_come(tmp_path):
     assert steps_of(tmp_path) == [1, 2, 3]
 
 
+def test_a_shorter_runs_loss_is_drawn_where_that_run_ends(tmp_path):
+    """With its tokens and FLOPs as curves of their own; one that diverged is no point.
+
+    Caught: the loss drawn at the tokens of the record, which are those of the branch's start.
+    """
+    figures = {"decayed_val_loss": 2.5, "decayed_tokens": 400.0, "decayed_flops": 4e9}
+    observer = EventFiles(tmp_path)
+    observer.started(MOD)
+    observer.progressed(MOD, [record(2, train_loss=3.0, **figures)])
+    observer.progressed(MOD, [record(3, train_loss=3.0, **{**figures, "decayed_val_loss": float("nan")})])
+    observer.close()
+    events = EventAccumulator(str(tmp_path / "trials/mod/seed0"))
+    events.Reload()
+    points = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    assert points["loss/decayed"] == [(2, 2.5)]
+    assert points["loss_by_tokens/decayed"] == [(400, 2.5)]
+    assert points["loss_by_megaflops/decayed"] == [(4000, 2.5)]
+    assert points["training/decayed_tokens"] == [(2, 400.0), (3, 400.0)]
+    assert points["training/decayed_flops"] == [(2, 4e9), (3, 4e9)]
+
+
 def test_a_resumed_sweep_starts_the_run_afresh(tmp_path):
     for _ in range(2):  # all records are reported again after a resume
         observer = EventFiles(tmp_path)

@@ -1,0 +1,112 @@
+"""Rows of segments through the loop: every forward pass holds whole rows, on every rank, with their number."""
+
+from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from lahr.data import prepare
+from lahr.errors import ConfigError
+from lahr.model import LAHR
+from lahr.training import evaluation
+from lahr.training.evaluation import evaluate
+from lahr.training.loop import train
+from lahr.training.runtime import Runtime
+from tests.conftest import TINY
+
+ROWS = replace(TINY.data, segments=2)
+
+
+@pytest.fixture(scope="module")
+def row_data(cache):
+    return prepare(ROWS, TINY.model.vocab_size, TINY.model.max_seq_len, cache)
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list:
+    """What each forward pass was given: training or not, tokens, targets, segments."""
+    seen, forward = [], LAHR.forward
+
+    def noted(model, tokens_BT, targets_BT=None, routing=None, **options):
+        seen.append((model.training, tokens_BT, targets_BT, options.get("segments")))
+        return forward(model, tokens_BT, targets_BT, routing, **options)
+
+    monkeypatch.setattr(LAHR, "forward", noted)
+    return seen
+
+
+@pytest.mark.parametrize("micro_batch", [0, 2])
+def test_every_pass_holds_whole_rows(tiny, row_data, passes, micro_batch):
+    """Caught: windows of the stream in place of rows, and `segments` not passed on in training or in evaluation."""
+    config = replace(tiny("mod+latent+memory"), data=ROWS)
+    records = list(train(config, row_data, Runtime(micro_batch=micro_batch)))
+    assert records[-1].status == "finished"
+    assert {training for training, *_ in passes} == {True, False}
+    for training, tokens_BT, targets_BT, segments in passes:
+        assert segments == 2
+        assert len(tokens_BT) == ((micro_batch or 4) if training else 2 * (micro_batch or 4))
+        assert torch.equal(tokens_BT[1::2, 0], targets_BT[::2, -1])  # a row's second window goes on from its first
+
+
+def test_one_segment_is_said_to_the_model_too(tiny, tiny_data, passes):
+    """Caught: the number of segments taken for that of the windows."""
+    list(train(tiny(tokens=256), tiny_data, Runtime()))
+    assert {segments for *_, segments in passes} == {1}
+
+
+def test_a_split_by_hand_that_cuts_rows_is_refused(tiny, row_data):
+    """Before the first step. Caught: without the check the first half of a row went through alone."""
+    with pytest.raises(ConfigError, match="micro_batch is 1, which is no whole number of rows of 2"):
+        next(train(replace(tiny(), data=ROWS), row_data, Runtime(micro_batch=1)))
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_ranks_evaluate_whole_rows_and_together_all_of_them(tiny, row_data, passes, monkeypatch, world):
+    """Caught: every `world`-th window to a rank, which tears rows apart."""
+    model = LAHR(tiny().model)
+    inputs_NT, targets_NT = row_data.validation_blocks(8, 32, 2)
+    for rank in range(world):
+        fake = SimpleNamespace(
+            is_initialized=lambda: True, get_rank=lambda rank=rank: rank, get_world_size=lambda: world,
+            all_reduce=lambda value: None,
+        )  # fmt: skip
+        monkeypatch.setattr(evaluation, "dist", fake)
+        evaluate(
+            model, inputs_NT, targets_NT, micro_batch=4, autocast=torch.autocast("cpu", enabled=False),
+            bytes_per_token=2.0, with_topk=False, segments=2,
+        )  # fmt: skip
+    rows = [row for _, tokens_BT, *_ in passes for row in tokens_BT.view(-1, 64).tolist()]
+    assert sorted(rows) == sorted(inputs_NT.view(-1, 64).tolist())
+
+
+def _rank(rank: int, world: int, folder: str, config, cache) -> None:
+    store = torch.distributed.FileStore(f"{folder}/store", world)
+    patience = timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
+    data = prepare(config.data, config.model.vocab_size, config.model.max_seq_len, cache)
+    records = list(train(config, data, Runtime(workers=world)))
+    torch.save([r.to_json() for r in records], f"{folder}/{rank}")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_with_rows_and_branches_equal_one_process(tiny, row_data, cache, tmp_path):
+    """In float64: losses of the run and of its branches, pairing, tokens and FLOPs.
+
+    Caught: a branch that only rank 0 runs, which then waits for the others in vain.
+    """
+    config = tiny("mod+latent+memory", precision="fp64", schedule="wsd", decay=0.5, decayed_points=2)
+    config = replace(config, data=ROWS)
+    alone = [r.to_json() for r in train(config, row_data, Runtime())]
+    mp.spawn(_rank, args=(2, str(tmp_path), config, cache), nprocs=2)
+    for rank in range(2):
+        records = torch.load(tmp_path / str(rank))
+        assert len(records) == len(alone)
+        for ours, theirs in zip(records, alone, strict=True):
+            assert ours["pairing"] == theirs["pairing"]
+            names = {"train_loss", "val_loss", *(n for n in theirs["metrics"] if n.startswith("decayed_"))}
+            for name in names & theirs["metrics"].keys():
+                assert ours["metrics"][name] == pytest.approx(theirs["metrics"][name], rel=1e-9), name
+    assert sum("decayed_val_loss" in r["metrics"] for r in alone) == 2

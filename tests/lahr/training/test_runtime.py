@@ -1,0 +1,60 @@
+"""How a batch is split: over workers and into forward passes, by divisors and in whole rows."""
+
+from dataclasses import replace
+
+import pytest
+
+from lahr.errors import ConfigError
+from lahr.training import runtime
+from lahr.training.runtime import Runtime, choose_micro_batch, require
+from lahr.training.timing import seconds_per_trial
+
+
+def in_rows(config, segments: int, batch_size: int = 24):
+    return replace(
+        config,
+        data=replace(config.data, segments=segments, validation_blocks=8 * segments),
+        train=replace(config.train, batch_size=batch_size),
+    )
+
+
+@pytest.mark.parametrize(("segments", "expected"), [(1, 6), (2, 6), (3, 6), (4, 4), (6, 6), (12, 12)])
+def test_a_micro_batch_holds_whole_rows_that_divide_the_share(tiny, monkeypatch, segments, expected):
+    """With room for seven windows. Caught: divisors that cut a row, and one window where no row fits."""
+    config = in_rows(tiny(), segments)
+    monkeypatch.setitem(runtime._LOGITS_BYTES, "cpu", 7 * 32 * 300 * 4 * 3)
+    assert choose_micro_batch(config, "cpu", 2) == expected
+    require(config, Runtime(micro_batch=expected))
+
+
+def test_workers_share_whole_rows_or_are_refused(tiny):
+    """In training and in evaluation. Caught: a share of windows that is no whole number of rows."""
+    with pytest.raises(ConfigError, match=r"batch_size is 24, which 5 workers .* evenly; give a multiple of 5"):
+        choose_micro_batch(in_rows(tiny(), 1), "cpu", 5)
+    with pytest.raises(
+        ConfigError, match=r"24, which 4 workers .* in rows of 4 windows \(data.segments\); .* of 16"
+    ):
+        choose_micro_batch(in_rows(tiny(), 4), "cpu", 4)
+    few = replace(in_rows(tiny(), 4), data=replace(tiny().data, segments=4, validation_blocks=8))
+    with pytest.raises(ConfigError, match=r"validation_blocks is 8, and each of 3 workers .* in rows of 4 windows"):
+        choose_micro_batch(few, "cpu", 3)
+
+
+def test_a_split_that_cuts_rows_is_refused(tiny):
+    """Caught: one given by hand that is no multiple."""
+    config = in_rows(tiny(), 4)
+    require(config, Runtime(micro_batch=8))
+    require(config, Runtime(micro_batch=0))
+    with pytest.raises(ConfigError, match=r"micro_batch is 6, which is no whole number of rows of 4 .* or 0"):
+        require(config, Runtime(micro_batch=6))
+
+
+def test_the_estimate_counts_the_branches_steps(tiny, monkeypatch):
+    """By a clock of one second a step. Caught: a plan that leaves them out."""
+    ticks = iter(range(1000))
+    monkeypatch.setattr("lahr.training.timing.time.perf_counter", lambda: next(ticks))
+    plain = tiny(schedule="wsd", decay=0.5, evaluations=3)
+    branched = tiny(schedule="wsd", decay=0.5, evaluations=3, decayed_points=1)
+    per_token, step, evaluation = 1 / (4 * 32), 4 * 32, 8 * 32
+    assert seconds_per_trial(plain, Runtime()) == pytest.approx(per_token * (24 * step + 3 * evaluation / 3))
+    assert seconds_per_trial(branched, Runtime()) == pytest.approx(per_token * (30 * step + 4 * evaluation / 3))

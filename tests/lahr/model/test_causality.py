@@ -2,8 +2,11 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from lahr.model import mixture_of_depths
+from lahr.model import LAHR, mixture_of_depths
+from tests.lahr.model.conftest import models
 
 EXACT = 1e-10
 
@@ -79,3 +82,20 @@ def test_a_shorter_sequence_gives_the_first_logits_of_the_longer_one(every, awak
     """Caught: a router threshold taken over the sequence at evaluation instead of the stored one."""
     model = awake(every)
     assert (model(tokens_BT[:, :9]) - model(tokens_BT)[:, :9]).abs().max() < EXACT
+
+
+@torch.no_grad()
+@settings(deadline=None, max_examples=60)
+@given(config=models(), t=st.integers(1, 23), seed=st.integers(0, 999), threshold=st.floats(-1, 1))
+def test_models_drawn_at_random_see_neither_later_tokens_nor_other_sequences(config, t, seed, threshold):
+    """Caught: the exit's probability averaged over a sequence; a router's threshold taken from the batch."""
+    torch.manual_seed(seed)
+    model = LAHR(config).double().eval()
+    for p in model.parameters():
+        p.add_(0.3 * torch.randn_like(p))
+    for _, router in model.routers:
+        router.threshold.fill_(threshold)
+    tokens = torch.randint(61, (3, 24))
+    before, after = model(tokens), model(change_from(tokens, t))
+    assert (after - before)[:, :t].abs().max() < EXACT
+    assert (model(tokens[1:2]) - before[1]).abs().max() < EXACT

@@ -37,10 +37,11 @@ def gate_of(routed, x):
 
 @torch.no_grad()
 @pytest.mark.parametrize("gate", ["sigmoid", "raw"])
+@pytest.mark.parametrize("kind", ["top_k", "threshold", "random"])
 @pytest.mark.parametrize("routing", ["topk", "causal"])
-def test_with_every_token_chosen_it_equals_the_plain_block_scaled_by_the_gate(gate, routing):
+def test_with_every_token_chosen_it_equals_the_plain_block_scaled_by_the_gate(gate, kind, routing):
     """Caught: the gate left out; the block's whole output scaled and added instead of its branch."""
-    routed, plain, x, rotary = make(0.99, gate)
+    routed, plain, x, rotary = make(0.99, gate, kind=kind)
     routed.router.threshold.fill_(-torch.inf)
     y, record = routed(x, Window(rotary), routing)
     assert record.selected_BT.all()

@@ -7,7 +7,7 @@ READY := .venv/ready
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test lint format lock clean FORCE
+.PHONY: help setup sweep test mutations lint format lock clean FORCE
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
@@ -20,6 +20,9 @@ sweep: $(READY)  ## run the factorial on this machine; options in ARGS, e.g. mak
 
 test: $(READY)  ## run the tests; options in ARGS, e.g. make test ARGS="-k memory"
 	@$(BIN)/python -m pytest $(ARGS)
+
+mutations: $(READY)  ## put deliberate faults into a copy of the sources and see the tests catch each
+	@$(BIN)/python tests/mutations.py $(ARGS)
 
 lint: $(READY)  ## check style, format and types, as CI does
 	@$(BIN)/ruff check

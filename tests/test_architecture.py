@@ -113,3 +113,11 @@ def test_no_file_is_a_drawer_for_everything():
 @pytest.mark.parametrize("path", SOURCES, ids=name)
 def test_modules_stay_readable(path):
     assert len(path.read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_nothing_that_is_loaded_can_run_code(path):
+    """Weights are safetensors and the rest is JSON. Caught: `torch.load` in a checkpoint's reader."""
+    assert not {m for m in imports_of(path) if within(m, {"pickle", "cloudpickle", "dill", "joblib", "shelve"})}
+    calls = {ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)}
+    assert not calls & {"torch.load", "pd.read_pickle", "eval", "exec", "yaml.load"}

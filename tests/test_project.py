@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from lahr.model_config import ModelConfig
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -57,7 +60,7 @@ def test_make_help_lists_every_target():
     assert {line.split()[0] for line in shown.splitlines()} == set(phony[1].split()) - {"FORCE"}
 
 
-@pytest.mark.parametrize("target", ["sweep", "test", "lint", "format"])
+@pytest.mark.parametrize("target", ["sweep", "test", "mutations", "lint", "format"])
 def test_targets_set_up_first(target):
     assert re.search(rf"^{target}: \$\(READY\)", MAKEFILE, re.MULTILINE)
 
@@ -83,3 +86,21 @@ def test_ci_runs_lint_and_test():
     assert "set -euo pipefail" in script
     assert re.search(r"for target in .*\blint test\b", script)
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
+
+
+def test_the_readmes_table_of_mechanisms_names_fields_and_tests_that_exist():
+    """Caught: a test renamed; a field misspelt."""
+    readme = (ROOT / "README.md").read_text()
+    table = readme.split("## The mechanisms and their options")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| ")][1:]
+    tests = "".join(path.read_text() for path in ROOT.glob("tests/lahr/model/test_*.py"))
+    known = {field.name for field in fields(ModelConfig)}
+    assert len(rows) >= 18
+    for _, _, setting, proof in rows:
+        named = re.findall(r"`([a-z_]+)=", setting.replace(",", "`"))
+        assert named
+        assert set(named) <= known, setting
+        (name,) = re.findall(r"`(test_\w+)`", proof)
+        assert f"def {name}(" in tests, name
+    options = {"mod_router", "mod_gate", "latent_mode", "latent_halting", "memory_kind"}
+    assert all(f"`{field}" in table or f",{field}" in table for field in options)

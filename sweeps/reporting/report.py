@@ -237,7 +237,7 @@ def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Ma
             if not uneven
             else "Data order: cells read prefixes of different length"
         )
-    lines += _routing(finished)
+    lines += _routing(finished) + _exits(finished)
     if info["floor"] is not None and len(finished):
         best = finished["val_loss"].min()
         flag = " – **below it: something leaks**" if best < info["floor"] else ""
@@ -287,6 +287,24 @@ def _routing(finished: pd.DataFrame) -> list[str]:
         within = f"within {100 * CAPACITY_TOLERANCE:.0f} % of the one asked for"
         lines.append(
             f"Realised capacity: **not {within}: {'; '.join(off)}**" if off else f"Realised capacity: {within}"
+        )
+    return lines
+
+
+def _exits(finished: pd.DataFrame) -> list[str]:
+    """After which pass the tokens of each cell left, where they may leave: the mean over its seeds."""
+    names = [name for name in finished.columns if name.startswith("latent/exit_")]
+    if not names:
+        return []
+    leaving = finished.dropna(subset=names, how="all")
+    lines = []
+    for cell, rows in leaving.groupby("cell", sort=False):
+        shares = rows[names].mean().dropna()
+        passes = ", ".join(
+            f"{name.removeprefix('latent/exit_')}: {100 * share:.1f} %" for name, share in shares.items()
+        )
+        lines.append(
+            f"Passes after which tokens of {cell} left: {passes}; {rows['latent/passes'].mean():.2f} on average"
         )
     return lines
 

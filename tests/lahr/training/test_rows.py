@@ -10,6 +10,7 @@ import torch.multiprocessing as mp
 
 from lahr.data import prepare
 from lahr.errors import ConfigError
+from lahr.files import Folder
 from lahr.model import LAHR
 from lahr.training import evaluation
 from lahr.training.evaluation import evaluate
@@ -49,6 +50,26 @@ def test_every_pass_holds_whole_rows(tiny, row_data, passes, micro_batch):
         assert segments == 2
         assert len(tokens_BT) == ((micro_batch or 4) if training else 2 * (micro_batch or 4))
         assert torch.equal(tokens_BT[1::2, 0], targets_BT[::2, -1])  # a row's second window goes on from its first
+
+
+def test_the_knn_memory_trains_resumes_and_is_measured(tiny, row_data, tmp_path):
+    """Caught: no segments in the evaluation, so nothing remembered there; a gate that never moves."""
+    config = replace(tiny("mod+latent"), data=ROWS)
+    knn = replace(config, model=replace(config.model, memory_slots=32, memory_kind="knn", memory_top_k=4))
+    whole, cut = Folder.at(tmp_path / "whole"), Folder.at(tmp_path / "cut")
+    records = list(train(knn, row_data, Runtime(), whole))
+    last = records[-1].metrics
+    assert 0 < last["memory/gate"] < 1
+    assert 1 <= last["memory/distance"] < 64
+    plain = list(train(config, row_data, Runtime()))[-1].metrics
+    assert plain["val_loss"] != last["val_loss"]
+    interrupted = train(knn, row_data, Runtime(), cut)
+    while next(interrupted).step < 12:
+        pass
+    interrupted.close()
+    resumed = list(train(knn, row_data, Runtime(), cut))
+    assert [r.metrics["train_loss"] for r in resumed] == [r.metrics["train_loss"] for r in records]
+    assert resumed[-1].metrics["val_loss"] == last["val_loss"]
 
 
 def test_one_segment_is_said_to_the_model_too(tiny, tiny_data, passes):

@@ -165,3 +165,13 @@ def test_options_stand_in_a_table_of_their_own_and_change_nothing_above_it(made)
     assert "+0.0200" in line
     assert files["effects.csv"] == plain["effects.csv"]
     assert "mod~" not in text.split("## Cells against base")[1].split("## Options")[0]
+
+
+def test_the_exits_of_cells_whose_tokens_may_leave_are_a_histogram_in_words(made):
+    """Caught: cells that cannot leave listed; the sum over seeds."""
+    trials = made.trials()
+    leaving = trials["cell"] == "latent"
+    trials.loc[leaving, ["latent/exit_1", "latent/exit_2", "latent/passes"]] = [0.25, 0.75, 1.75]
+    text = render(trials, made.curves(trials), made.info(trials))["report.md"].decode()
+    assert "Passes after which tokens of latent left: 1: 25.0 %, 2: 75.0 %; 1.75 on average" in text
+    assert text.count("Passes after which") == 1

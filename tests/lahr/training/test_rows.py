@@ -1,12 +1,10 @@
 """Rows of segments through the loop: every forward pass holds whole rows, on every rank, with their number."""
 
 from dataclasses import replace
-from datetime import timedelta
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 
 from lahr.data import prepare
 from lahr.errors import ConfigError
@@ -101,33 +99,3 @@ def test_ranks_evaluate_whole_rows_and_together_all_of_them(tiny, row_data, pass
         )  # fmt: skip
     rows = [row for _, tokens_BT, *_ in passes for row in tokens_BT.view(-1, 64).tolist()]
     assert sorted(rows) == sorted(inputs_NT.view(-1, 64).tolist())
-
-
-def _rank(rank: int, world: int, folder: str, config, cache) -> None:
-    store = torch.distributed.FileStore(f"{folder}/store", world)
-    patience = timedelta(seconds=60)
-    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
-    data = prepare(config.data, config.model.vocab_size, config.model.max_seq_len, cache)
-    records = list(train(config, data, Runtime(workers=world)))
-    torch.save([r.to_json() for r in records], f"{folder}/{rank}")
-    torch.distributed.destroy_process_group()
-
-
-def test_two_ranks_with_rows_and_branches_equal_one_process(tiny, row_data, cache, tmp_path):
-    """In float64: losses of the run and of its branches, pairing, tokens and FLOPs.
-
-    Caught: a branch that only rank 0 runs, which then waits for the others in vain.
-    """
-    config = tiny("mod+latent+memory", precision="fp64", schedule="wsd", decay=0.5, decayed_points=2)
-    config = replace(config, data=ROWS)
-    alone = [r.to_json() for r in train(config, row_data, Runtime())]
-    mp.spawn(_rank, args=(2, str(tmp_path), config, cache), nprocs=2)
-    for rank in range(2):
-        records = torch.load(tmp_path / str(rank))
-        assert len(records) == len(alone)
-        for ours, theirs in zip(records, alone, strict=True):
-            assert ours["pairing"] == theirs["pairing"]
-            names = {"train_loss", "val_loss", *(n for n in theirs["metrics"] if n.startswith("decayed_"))}
-            for name in names & theirs["metrics"].keys():
-                assert ours["metrics"][name] == pytest.approx(theirs["metrics"][name], rel=1e-9), name
-    assert sum("decayed_val_loss" in r["metrics"] for r in alone) == 2

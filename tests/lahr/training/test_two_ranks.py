@@ -1,0 +1,77 @@
+"""Two ranks equal one process at the same global batch (property 11), with every option. Through Ray it is held in
+`tests/sweeps/engine/test_schedule.py`, sharded in `test_sharding.py`."""
+
+import json
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from lahr.data import prepare
+from lahr.training.loop import train
+from lahr.training.runtime import Runtime
+from tests.conftest import TINY
+
+ROWS = replace(TINY.data, segments=2)
+OPTIONS = {
+    "every default, with branches": {},
+    "sampled, exit gate, threshold": {
+        "latent_mode": "sampled", "latent_halting": "gate", "mod_router": "threshold",
+    },
+    "act, random, router losses": {
+        "latent_halting": "act", "latent_iterations": 4, "mod_router": "random", "mod_z_loss": 0.01,
+        "mod_balance_loss": 0.1,
+    },
+    "latent capacity, sampled, slots": {
+        "latent_capacity": 0.25, "latent_mode": "sampled", "memory_kind": "slots",
+    },
+    "knn": {"memory_kind": "knn", "memory_slots": 40},
+}  # fmt: skip
+
+
+def _rank(rank, world, folder, configs, cache) -> None:
+    store = torch.distributed.FileStore(f"{folder}/store", world)
+    patience = timedelta(seconds=60)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
+    for name, config in configs.items():
+        data = prepare(config.data, config.model.vocab_size, config.model.max_seq_len, cache)
+        records = list(train(config, data, Runtime(workers=world)))
+        (folder / f"{name}-{rank}").write_text(json.dumps([r.to_json() for r in records]))
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_equal_one_process_with_every_option(tiny, cache, tmp_path):
+    """In float64: losses of the run and of its branches, metrics, pairing, tokens and FLOPs.
+
+    Caught: a branch that only rank 0 runs, which then waits for the others in vain; balance over a rank's own batch;
+    an exit gate without a gradient in a step of one pass; each rank drawing its own passes.
+    """
+    full = tiny("mod+latent+memory", precision="fp64", schedule="wsd", decay=0.5)
+    configs = {
+        name: replace(
+            full,
+            data=ROWS,
+            model=replace(full.model, **options),
+            train=replace(full.train, decayed_points=0 if options else 2),
+        )
+        for name, options in OPTIONS.items()
+    }
+    mp.spawn(_rank, args=(2, tmp_path, configs, cache), nprocs=2)
+    for name, config in configs.items():
+        data = prepare(config.data, config.model.vocab_size, config.model.max_seq_len, cache)
+        alone = [r.to_json() for r in train(config, data, Runtime())]
+        for rank in range(2):
+            records = json.loads((tmp_path / f"{name}-{rank}").read_text())
+            assert len(records) == len(alone)
+            for ours, theirs in zip(records, alone, strict=True):
+                assert (ours["pairing"], ours["tokens"]) == (theirs["pairing"], theirs["tokens"])
+                assert ours["flops"] == pytest.approx(theirs["flops"], rel=1e-9)
+                assert ours["metrics"].keys() == theirs["metrics"].keys()
+                # In the first block equal tokens have equal keys: which of them is read, rounding decides.
+                same = theirs["metrics"].keys() - {"tokens_per_second", "peak_memory_mib", "memory/distance"}
+                assert {k: ours["metrics"][k] for k in same} == pytest.approx(
+                    {k: theirs["metrics"][k] for k in same}, rel=1e-8, abs=1e-12
+                ), name
+        assert sum("decayed_val_loss" in r["metrics"] for r in alone) == config.train.decayed_points

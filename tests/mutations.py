@@ -131,7 +131,7 @@ FAULTS = [
           "tests/lahr/training/test_loop.py -k resumed"),
     Fault("11", "thresholds from a rank's own half", LOOP,
           "self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)))",
-          "self.model.observe(torch.cat(causal_scores, dim=1))", "tests/sweeps/engine/test_schedule.py -k two_workers"),
+          "self.model.observe(torch.cat(causal_scores, dim=1))", "tests/lahr/training/test_two_ranks.py"),
     Fault("12", "half as many candidates of each half", MEMORY,
           "best, which = scores.to(self.keys.dtype).topk(k, dim=-1)",
           "best, which = (x[..., : -(-k // 2)].repeat_interleave(2, -1)[..., :k] for x in "

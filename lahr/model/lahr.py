@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lahr.model.cache import Cache
-from lahr.model.latent_reasoning import EXIT_STRIDE, LatentReasoning, Reasoned
+from lahr.model.latent_reasoning import LatentReasoning, LossesAt, Reasoned
 from lahr.model.layers import Block, RMSNorm, Rotary, Window, parameter, rotary_table
 from lahr.model.memory import EarlierSegments, Memory, Segmented, use
 from lahr.model.mixture_of_depths import Routed, RoutedBlock, Router, Routing
@@ -129,8 +129,14 @@ class LAHR(nn.Module):
         else:
             window = Window(Rotary(self.cos[:T], self.sin[:T]))
         routed: list[Routed] = []
-        reasoned, e_BTD, memory_use = None, None, None
+        reasoned, memory_use = None, None
         metrics: dict[str, Tensor] = {}
+
+        losses_at: LossesAt | None = None
+        if targets_BT is not None and self.training:  # what the exit gate learns from
+
+            def losses_at(y_BSD: Tensor, some: slice) -> Tensor:
+                return _cross_entropy(self._head(y_BSD), targets_BT[:, some])
 
         x_BTD = self.embedding(tokens_BT)
         for i in range(len(self.blocks) + 1):
@@ -143,8 +149,7 @@ class LAHR(nn.Module):
                 elif self.memory is not None:
                     here = self.memory.window(here, segments)
             if self.latent is not None and i == self.config.latent_position:
-                e_BTD = x_BTD
-                x_BTD, reasoned = self.latent(x_BTD, window.site("latent"), routing, passes)
+                x_BTD, reasoned = self.latent(x_BTD, window.site("latent"), routing, passes, losses_at)
             if i == len(self.blocks):
                 break
             block = self.blocks[i]
@@ -162,8 +167,9 @@ class LAHR(nn.Module):
         lm_loss = _cross_entropy(logits_BTV, targets_BT).mean()
         loss = lm_loss
         if reasoned is not None:
-            assert e_BTD is not None
-            loss = loss + self._latent_loss(reasoned, e_BTD, targets_BT)
+            if reasoned.loss is not None:
+                weight = self.config.latent_ponder if self.config.latent_halting == "act" else 1.0
+                loss = loss + weight * reasoned.loss
             routed += [reasoned.routed] if reasoned.routed is not None else []
         for name, weight in (
             ("predictor", 1.0),
@@ -185,23 +191,6 @@ class LAHR(nn.Module):
 
     def _head(self, x_BTD: Tensor) -> Tensor:
         return F.linear(self.norm(x_BTD), self.embedding.weight)
-
-    def _latent_loss(self, reasoned: Reasoned, e_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """The latent core's own losses: the exit gate's, or ACT's ponder cost; 0 where it has none."""
-        assert self.latent is not None
-        if reasoned.ponder is not None:
-            return self.config.latent_ponder * reasoned.ponder
-        if not reasoned.states_BTD or not self.training:
-            return e_BTD.new_zeros(())
-        some = slice(min(EXIT_STRIDE, e_BTD.shape[1]) - 1, None, EXIT_STRIDE)
-        with torch.no_grad():
-            states = tuple(h_BTD.detach()[:, some].flatten(0, 1) for h_BTD in reasoned.states_BTD)
-            e, targets = e_BTD.detach()[:, some].flatten(0, 1), targets_BT[:, some].flatten()
-            # A step of one pass compares nothing.
-            losses = [
-                _cross_entropy(self._head(self.latent.read(e, h)), targets) for h in states if len(states) > 1
-            ]
-        return self.latent.exit_loss(states, tuple(losses))
 
     def observe(self, causal_scores_LBT: Tensor) -> None:
         """Moves the routers' thresholds by one observation of the whole batch's scores.

@@ -13,6 +13,7 @@ A token that has left is not computed again: its last keys and values serve the 
 capacity, a router picks after the first pass who runs the others, h ← h_1 + g(r)·(h_R − h_1), as in Mixture-of-Depths.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -32,6 +33,10 @@ EXIT_STRIDE = 8
 """The exit gate learns from every eighth token of a window: it needs the head at each pass, which is dear."""
 SHARPNESS, LEAST_GAIN = 50.0, 0.005
 """k and γ of the exit gate's target σ(k(γ − gain)): leave when the next pass gains less than γ nats."""
+
+
+LossesAt = Callable[[Tensor, slice], Tensor]
+"""From the stream after the core (B, S, D) at some of the positions to the language model's loss there, (B·S,)."""
 
 
 class Core(Block):
@@ -67,11 +72,9 @@ class Reasoned(NamedTuple):
     """Passes run for a token, on average."""
     exits_R: Tensor | None = None
     """Share of the tokens that left after each pass, where tokens may leave."""
-    states_BTD: tuple[Tensor, ...] = ()
-    """The state after each pass, where the exit gate is to learn from them."""
     routed: Routed | None = None
-    ponder: Tensor | None = None
-    """ACT's ponder cost N + what is left of 1, a mean over tokens, with its gradient."""
+    loss: Tensor | None = None
+    """The exit gate's own, or ACT's ponder cost N + what is left of 1, a mean over tokens; with its gradient."""
 
 
 class LatentReasoning(nn.Module):
@@ -112,9 +115,15 @@ class LatentReasoning(nn.Module):
         return e + self.readout(self.readout_norm(h))
 
     def forward(
-        self, e_BTD: Tensor, window: Window, routing: Routing, passes: int | None = None
+        self,
+        e_BTD: Tensor,
+        window: Window,
+        routing: Routing,
+        passes: int | None = None,
+        losses_at: LossesAt | None = None,
     ) -> tuple[Tensor, Reasoned]:
-        """The stream after the core, and what it did. `passes` is R unless it is given, for a sampled step."""
+        """The stream after the core, and what it did. `passes` is R unless it is given, for a sampled step; the exit
+        gate learns where `losses_at` is given."""
         passes = self.iterations if passes is None else passes
         injected_BTD = self.injection * self.input_norm(e_BTD)
         if self.halting == "act" or (self.halting == "gate" and not self.training):
@@ -128,8 +137,8 @@ class LatentReasoning(nn.Module):
                 with torch.set_grad_enabled(torch.is_grad_enabled() and t > passes - BACKPROPAGATED):
                     h_BTD = self.step(h_BTD, injected_BTD, window.site(f"pass{t}"))
                 states.append(h_BTD)
-            kept = tuple(states) if self.halting == "gate" else ()
-            reasoned = Reasoned(h_BTD.new_tensor(float(passes)), states_BTD=kept)
+            loss = self._exit_loss(e_BTD, states, losses_at) if losses_at is not None and self.exit else None
+            reasoned = Reasoned(h_BTD.new_tensor(float(passes)), loss=loss)
         return self.read(e_BTD, h_BTD), reasoned
 
     def _routed(
@@ -186,8 +195,16 @@ class LatentReasoning(nn.Module):
             exits.append(leaves_BT.sum() / tokens)
             inside_BT = inside_BT & ~leaves_BT
         ponder = ponder_BT.sum() / tokens if act else None
-        reasoned = Reasoned(run / tokens, torch.stack(exits).detach(), ponder=ponder)
+        reasoned = Reasoned(run / tokens, torch.stack(exits).detach(), loss=ponder)
         return mean_BTD if act else h_BTD, reasoned
+
+    def _exit_loss(self, e_BTD: Tensor, states_BTD: list[Tensor], losses_at: LossesAt) -> Tensor:
+        """`exit_loss` over every eighth token."""
+        some = slice(min(EXIT_STRIDE, e_BTD.shape[1]) - 1, None, EXIT_STRIDE)
+        states, e = [h_BTD.detach()[:, some] for h_BTD in states_BTD], e_BTD.detach()[:, some]
+        with torch.no_grad():  # a step of one pass compares nothing
+            losses = tuple(losses_at(self.read(e, h), some) for h in states if len(states) > 1)
+        return self.exit_loss(tuple(h.flatten(0, 1) for h in states), losses)
 
     def exit_loss(self, states: tuple[Tensor, ...], losses: tuple[Tensor, ...]) -> Tensor:
         """The gate's binary cross-entropy towards σ(k(γ − (L_t − L_{t+1}))), over t < R and the tokens given.

@@ -301,7 +301,7 @@ def _exits(finished: pd.DataFrame) -> list[str]:
     for cell, rows in leaving.groupby("cell", sort=False):
         shares = rows[names].mean().dropna()
         passes = ", ".join(
-            f"{name.removeprefix('latent/exit_')}: {100 * share:.1f} %" for name, share in shares.items()
+            f"{str(name).removeprefix('latent/exit_')}: {100 * share:.1f} %" for name, share in shares.items()
         )
         lines.append(
             f"Passes after which tokens of {cell} left: {passes}; {rows['latent/passes'].mean():.2f} on average"

@@ -223,14 +223,14 @@ def test_act_averages_the_states_of_a_token_by_its_own_halting():
                 mean = sum(w * history[t][i] for t, w in enumerate(p))
                 assert (y[b, i] - latent.read(e[b, i], mean)).abs().max() < 1e-10
                 ponder.append(n + p[-1])
-        assert float(reasoned.ponder) == pytest.approx(sum(ponder) / len(ponder))
+        assert float(reasoned.loss) == pytest.approx(sum(ponder) / len(ponder))
 
 
 def test_acts_ponder_cost_pulls_towards_fewer_passes():
     """Caught: the ponder cost detached, or of the wrong sign."""
     latent, e, window = make(4, halting="act")
     wake(latent)
-    latent(e, window, "causal")[1].ponder.backward()
+    latent(e, window, "causal")[1].loss.backward()
     assert latent.exit.bias.grad < 0  # a larger bias leaves earlier, which costs less
 
 
@@ -282,17 +282,18 @@ def test_the_model_trains_the_exit_by_the_losses_of_its_own_readouts(awake, toke
     for passes in (1, 4):
         output = model(tokens_BT, targets_BT, passes=passes)
         e, reasoned = given[-1]
-        assert len(reasoned.states_BTD) == passes
+        window = Window(Rotary(model.cos, model.sin))
+        states = [h[:, 7::8] for h in states_of(model.latent, e, window, passes)]
         losses = [
             torch.nn.functional.cross_entropy(
-                model.norm(model.latent.read(e, h)[:, 7::8]).flatten(0, 1) @ model.embedding.weight.T,
+                model.norm(model.latent.read(e[:, 7::8], h)).flatten(0, 1) @ model.embedding.weight.T,
                 targets_BT[:, 7::8].flatten(),
                 reduction="none",
             )
-            for h in reasoned.states_BTD
+            for h in states
         ]
-        states = tuple(h[:, 7::8].flatten(0, 1) for h in reasoned.states_BTD)
-        expected = model.latent.exit_loss(states, tuple(losses))
+        expected = model.latent.exit_loss(tuple(h.flatten(0, 1) for h in states), tuple(losses))
+        assert float(reasoned.loss) == pytest.approx(float(expected), abs=1e-12)
         assert float(output.loss - output.lm_loss) == pytest.approx(float(expected), abs=1e-12)
 
 

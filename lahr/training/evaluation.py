@@ -24,7 +24,7 @@ def evaluate(
     """`val_loss` in nats a token (causal routing, mean over all windows), `bits_per_byte` and the mechanisms' metrics.
 
     `with_topk` adds `val_loss_topk` and `router_gap` (causal minus top-k) where something is routed. Every rank
-    evaluates its share of the windows and gets the whole mean.
+    evaluates its share of the windows, in as many forward passes as every other, and gets the whole mean.
     """
     was_training = model.training
     model.eval()
@@ -57,14 +57,20 @@ def _mean_over_windows(
     device = next(model.parameters()).device
     sums: dict[str, torch.Tensor] = {}
     memory_use: torch.Tensor | None = None
-    for rows in torch.arange(rank, len(inputs_NT), world).split(micro_batch):
+    share = range(len(inputs_NT))[rank::world]
+    # Where the model is sharded a forward pass takes all ranks, so each makes as many as the first, which has the most
+    # windows; one that has run out repeats a window, and counts it for nothing.
+    for start in range(0, len(range(len(inputs_NT))[::world]), micro_batch):
+        rows = list(share[start : start + micro_batch])
+        weight, rows = len(rows), rows or [0]
         with autocast:
             output = model(inputs_NT[rows].to(device), targets_NT[rows].to(device), routing=routing)
         for name, value in {"val_loss": output.lm_loss, **output.metrics}.items():
             # Weighted by windows, so that a last smaller batch counts for what it holds.
-            sums[name] = sums.get(name, 0.0) + value.double() * len(rows)  # type: ignore[assignment]
+            sums[name] = sums.get(name, 0.0) + value.double() * weight  # type: ignore[assignment]
         if output.memory_use is not None:
-            memory_use = output.memory_use.double() + (0.0 if memory_use is None else memory_use)
+            use = output.memory_use.double() * (weight > 0)
+            memory_use = use if memory_use is None else memory_use + use
     if world > 1:
         for value in [*sums.values(), *([] if memory_use is None else [memory_use])]:
             dist.all_reduce(value)

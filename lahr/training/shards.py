@@ -6,6 +6,7 @@ Written and read by torch.distributed.checkpoint (DCP) with its storage in the f
 """
 
 import hashlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +77,9 @@ def read_whole(folder: Folder) -> dict[str, torch.Tensor]:
             for name, each in known.items()
             if isinstance(each, TensorStorageMetadata)  # these files hold nothing else
         }
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(path), no_dist=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # as is asked for here
+            dcp.load(tensors, storage_reader=HuggingFaceStorageReader(path), no_dist=True)
     return tensors
 
 

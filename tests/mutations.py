@@ -119,7 +119,7 @@ FAULTS = [
           "q_BTHK = self.query(x_BTD).view(B, T, self.heads, -1); q_BTHK = q_BTHK / q_BTHK.std((0, 1))",
           f"{IN_MODEL}/test_causality.py"),
     Fault("9", "a last smaller batch that weighs as much as a whole one", EVALUATION,
-          "value.double() * len(rows)", "value.double() * micro_batch", "tests/lahr/training/test_loop.py -k constant"),
+          "value.double() * weight", "value.double() * micro_batch", "tests/lahr/training/test_loop.py -k constant"),
     Fault("9", "perplexity's loss capped, as in the published code", EVALUATION,
           '{"val_loss": output.lm_loss, **output.metrics}',
           '{"val_loss": output.lm_loss.clamp(max=5.0), **output.metrics}',

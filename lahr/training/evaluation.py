@@ -25,8 +25,9 @@ def evaluate(
     """`val_loss` in nats a token (causal routing, mean over all windows), `bits_per_byte` and the mechanisms' metrics.
 
     `with_topk` adds `val_loss_topk` and `router_gap` (causal minus top-k) where something is routed. Every rank
-    evaluates its share of the windows and gets the whole mean. With `segments` the windows are rows of so many, which
-    stay whole: `micro_batch` is a multiple, and there is a row for each rank.
+    evaluates its share of the windows, in as many forward passes as every other, and gets the whole mean. With
+    `segments` the windows are rows of so many, which stay whole: `micro_batch` is a multiple, and there is a row for
+    each rank.
     """
     was_training = model.training
     model.eval()
@@ -60,16 +61,23 @@ def _mean_over_windows(
     device = next(model.parameters()).device
     sums: dict[str, torch.Tensor] = {}
     memory_use: torch.Tensor | None = None
-    for rows in torch.arange(len(inputs_NT)).view(-1, segments)[rank::world].flatten().split(micro_batch):
+    rows_RS = torch.arange(len(inputs_NT)).view(-1, segments)
+    share = rows_RS[rank::world].flatten()
+    # Where the model is sharded a forward pass takes all ranks, so each makes as many as the first, which has the most
+    # windows; one that has run out repeats a row, and counts it for nothing.
+    for start in range(0, rows_RS[::world].numel(), micro_batch):
+        rows = share[start : start + micro_batch]
+        weight, rows = len(rows), rows if len(rows) else rows_RS[0]
         with autocast:
             output = model(
                 inputs_NT[rows].to(device), targets_NT[rows].to(device), routing=routing, segments=segments
             )
         for name, value in {"val_loss": output.lm_loss, **output.metrics}.items():
             # Weighted by windows, so that a last smaller batch counts for what it holds.
-            sums[name] = sums.get(name, 0.0) + value.double() * len(rows)  # type: ignore[assignment]
+            sums[name] = sums.get(name, 0.0) + value.double() * weight  # type: ignore[assignment]
         if output.memory_use is not None:
-            memory_use = output.memory_use.double() + (0.0 if memory_use is None else memory_use)
+            use = output.memory_use.double() * (weight > 0)
+            memory_use = use if memory_use is None else memory_use + use
     if world > 1:
         for value in [*sums.values(), *([] if memory_use is None else [memory_use])]:
             dist.all_reduce(value)

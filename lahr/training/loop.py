@@ -1,7 +1,7 @@
 """The training loop: one generator that trains and yields `Progress`. Whoever drives it decides what to do with it.
 
-It is the same loop for one process and for many: where `torch.distributed` is initialised, every rank runs it, the
-gradient is averaged by DistributedDataParallel, and rank 0's checkpoint is everybody's.
+It is the same loop for one process and for many: where `torch.distributed` is initialised, every rank runs it, with a
+copy of the model or a part of it (`parallel.py`), and all go on from the checkpoint that rank 0 chooses.
 """
 
 import hashlib
@@ -9,21 +9,22 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 
 from lahr.config import TrialConfig
 from lahr.data import Batches, TokenData
 from lahr.files import Folder
 from lahr.model import LAHR
 from lahr.model.flops import training_flops_per_token
-from lahr.training import checkpoints
+from lahr.training import checkpoints, parallel
 from lahr.training.checkpoints import Checkpoint
 from lahr.training.evaluation import evaluate
 from lahr.training.optimizer import (
     build_optimizer,
+    empty_optimizer_tensors,
     learning_rate,
     load_optimizer_tensors,
     optimizer_tensors,
@@ -86,7 +87,7 @@ def train(
     records: list[Progress] = []
     if checkpoint_folder is not None:
         fingerprint = config.fingerprint(data.content_hash)
-        restored, problems = _restore(checkpoint_folder, fingerprint)
+        restored, problems = run.newest(checkpoint_folder, fingerprint)
         if warn is not None:
             warn.extend(problems)
         if restored is not None:
@@ -98,20 +99,9 @@ def train(
     for record in run.steps(records[-1] if records else None):
         records.append(record)
         save_now = run.step in run.milestones.checkpoint or record.status != "running"
-        if checkpoint_folder is not None and save_now and run.rank == 0:
-            meta = {"fingerprint": fingerprint, "records": [r.to_json() for r in records]}
-            checkpoints.save(checkpoint_folder, Checkpoint(run.step, run.tensors(), meta))
+        if checkpoint_folder is not None and save_now:
+            run.save(checkpoint_folder, {"fingerprint": fingerprint, "records": [r.to_json() for r in records]})
         yield record
-
-
-def _restore(folder: Folder, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
-    """Rank 0's newest good checkpoint, on every rank: the others may not see the same disk."""
-    if not dist.is_initialized():
-        return checkpoints.newest(folder, fingerprint)
-    found = [checkpoints.newest(folder, fingerprint) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(found)
-    assert found[0] is not None
-    return found[0]
 
 
 class _Run:
@@ -123,8 +113,8 @@ class _Run:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = torch.device(runtime.device)
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self.model = LAHR(config.model, seed=config.seed).to(self.device, dtype)
-        self.parallel = DistributedDataParallel(self.model) if self.world > 1 else self.model
+        self.model = LAHR(config.model, seed=config.seed).to(dtype)
+        self.parallel = parallel.spread(self.model, self.device, runtime.sharding)
         self.optimizer = build_optimizer(self.model, config.train)
         block, segments = config.model.max_seq_len, config.data.segments
         self.batches = Batches(data.train, config.train.batch_size, block, config.seed, segments)
@@ -145,12 +135,30 @@ class _Run:
         return torch.autocast(self.runtime.device, dtype=torch.bfloat16, enabled=wanted)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything a later start needs, but for the position, which is the step."""
+        """Everything a later start needs, but for the position, which is the step.
+
+        Ranks have one random state: they start from one seed, and nothing in these models draws in training. So rank
+        0's is kept for all of them, and for any number of them later.
+        """
         weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         random = {"random.cpu": torch.get_rng_state()}
         if self.device.type == "cuda":
             random["random.cuda"] = torch.cuda.get_rng_state()
         return {**weights, **optimizer_tensors(self.optimizer), **random}
+
+    def save(self, folder: Folder, meta: dict[str, Any]) -> None:
+        """A checkpoint of this step: the whole by rank 0, or each rank's part by itself."""
+        if self.runtime.sharding == "shard":
+            checkpoints.save_sharded(folder, Checkpoint(self.step, self.tensors(), meta))
+        elif self.rank == 0:
+            checkpoints.save(folder, Checkpoint(self.step, self.tensors(), meta))
+
+    def newest(self, folder: Folder, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
+        """The newest good checkpoint by rank 0's judgement, on every rank: the others may not see the same disk."""
+        if self.runtime.sharding == "shard":
+            room = {**self.tensors(), **empty_optimizer_tensors(self.optimizer)}
+            return checkpoints.newest_sharded(folder, fingerprint, room)
+        return parallel.first_says(checkpoints.newest(folder, fingerprint) if self.rank == 0 else (None, []))
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes to where `checkpoint` was taken."""
@@ -258,8 +266,7 @@ class _Run:
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         causal_scores, passes = [], torch.zeros((), dtype=torch.float64, device=self.device)
         for i, (part_inputs_BT, part_targets_BT) in enumerate(parts):
-            if self.world > 1:
-                self.parallel.require_backward_grad_sync = i == len(parts) - 1  # average once, after the last part
+            parallel.average_after(self.parallel, last=i == len(parts) - 1)
             with self.autocast():
                 output = self.parallel(
                     part_inputs_BT.to(self.device),
@@ -272,7 +279,9 @@ class _Run:
             passes += output.passes / len(parts)
             if output.causal_scores_LBT is not None:
                 causal_scores.append(output.causal_scores_LBT)
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        grad_norm = parallel.whole(
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        )
         self.optimizer.step()
         self.optimizer.zero_grad()
         if causal_scores:

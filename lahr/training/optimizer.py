@@ -7,6 +7,7 @@ from torch import nn
 
 from lahr.config import TrainConfig
 
+_STATE = ("step", "exp_avg", "exp_avg_sq")
 VALUES_RATE = 10 / 3
 """The memory's values learn faster (Memory Layers at Scale, Berges et al. 2024; Lample et al. 2019)."""
 
@@ -78,11 +79,20 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tenso
     }
 
 
+def empty_optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """Zeros in the shapes, types and parts of what `optimizer_tensors` gives after a step: room to read it into."""
+    return {
+        f"optimizer.{name}.{what}": torch.zeros(()) if what == "step" else torch.zeros_like(parameter)
+        for group in optimizer.param_groups
+        for name, parameter in zip(group["names"], group["params"], strict=True)
+        for what in _STATE
+    }
+
+
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     """Puts back what `optimizer_tensors` gave; `KeyError` if a parameter's moments are missing."""
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
             optimizer.state[parameter] = {
-                what: tensors[f"optimizer.{name}.{what}"].to(parameter.device)
-                for what in ("step", "exp_avg", "exp_avg_sq")
+                what: tensors[f"optimizer.{name}.{what}"].to(parameter.device) for what in _STATE
             }

@@ -10,6 +10,7 @@ import torch
 from lahr.config import Precision, TrialConfig
 from lahr.errors import ConfigError, check
 
+Sharding = Literal["replicate", "shard"]
 _LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 """Room for one forward pass's logits with their gradient, which is what grows first with the batch."""
 
@@ -25,11 +26,20 @@ class Runtime:
     """Threads of each of them."""
     micro_batch: int = 0
     """Windows in one forward pass of one worker; 0 takes the worker's whole share of the batch."""
+    sharding: Sharding = "replicate"
+    """What each worker holds: a whole copy of weights and optimiser, or a part ("shard", FSDP2), for models that one
+    cannot hold. The same mathematics, in other bits."""
 
     def __post_init__(self) -> None:
         check(self.workers >= 1, f"workers is {self.workers}; it must be at least 1")
         check(self.threads >= 1, f"threads is {self.threads}; it must be at least 1")
         check(self.micro_batch >= 0, f"micro_batch is {self.micro_batch}; it must be 0 or more")
+        # Refused, not ignored: a single worker would hold everything, and whoever asks for this has no room for it.
+        check(
+            self.sharding == "replicate" or self.workers >= 2,
+            f"sharding is {self.sharding!r} with {self.workers} worker, which has nobody to share the model with; "
+            "give --workers 2 or more, or --sharding replicate",
+        )
 
     def differences(self, other: "Runtime") -> dict[str, tuple[object, object]]:
         """Field → this one's value and the other's, where they differ: then the same trial ends in other bits."""

@@ -59,6 +59,8 @@ class Options:
     """Trials at once; by default what the cluster holds now. Give it where machines start as they are needed."""
     workers: int = 1
     """Processes of one trial (data parallel)."""
+    sharding: Literal["replicate", "shard"] = "replicate"
+    """What each of them holds: a whole copy of the model, or a part (`shard`: FSDP2), for one that is too large."""
     threads: int = 1
     """Threads of each process on a CPU."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -49,10 +49,10 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
     config = TrialConfig(options.model, anchored(options.data), options.train)
     if results.exists():
         runtime, precision = results.runtime(), results.design().config.precision
-        for name in ("workers", "threads", "device"):
+        for name in ("workers", "threads", "device", "sharding"):
             asked, decided = getattr(options, name), getattr(runtime, name)
             check(
-                asked in (1, "auto", decided),
+                asked in (1, "auto", "replicate", decided),
                 f"--{name} is {asked}, but {results.folder.uri} was begun with {decided}, and that is kept for all of "
                 "its trials; leave the option out, or give --name another name",
             )
@@ -64,6 +64,7 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
             workers=options.workers,
             threads=options.threads,
             micro_batch=choose_micro_batch(config, device, options.workers),
+            sharding=options.sharding,
         )
     if options.precision != "auto":
         precision = options.precision

@@ -72,6 +72,8 @@ def bad_files(folder: Path) -> None:
         ("--results empty.txt", "empty.txt is a file; give --results a folder"),
         ("--smallest-effect inf", "above 0 and finite"),
         ("--workers 4 --data.validation-blocks 3", "each of 4 workers evaluates one at least"),
+        ("--sharding shard", "which has nobody to share the model with; give --workers 2 or more"),
+        ("--sharding whole", "--sharding"),
         ("--address 127.0.0.1:1", "no Ray answers at '127.0.0.1:1'"),
     ],
 )
@@ -150,6 +152,7 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     design = (folder / "design.json").read_bytes()
     for words, said in (
         (("--train.lr", "0.5"), "holds another design (config.train.lr: 0.5 here, 0.005 there)"),
+        (("--sharding", "shard"), "was begun with replicate, and that is kept for all of its trials"),
         (("--threads", "2"), "was begun with 1, and that is kept for all of its trials"),
     ):
         refused = study(*place, *words)

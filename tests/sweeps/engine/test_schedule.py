@@ -225,7 +225,8 @@ def test_a_sweep_survives_a_killed_worker_and_a_trial_that_cannot_run(
 
 
 @pytest.mark.ray
-def test_two_workers_equal_one_process(make_design, tiny_data, tmp_path, cluster, cache):
+@pytest.mark.parametrize("sharding", ["replicate", "shard"])
+def test_two_workers_equal_one_process(sharding, make_design, tiny_data, tmp_path, cluster, cache):
     """Property 11 in float64, through Ray: the full model's losses at every record, on two workers and on one.
 
     Seen to fail when each rank's thresholds saw only its own tokens, and when every rank read the whole batch.
@@ -234,7 +235,8 @@ def test_two_workers_equal_one_process(make_design, tiny_data, tmp_path, cluster
     full = design.trials()[-1]
     config = replace(full.config, precision="fp64")
     trial = replace(full, id="full-two-workers", config=config)
-    outcome, _, results = sweep(design, [trial], tmp_path, cluster, cache, runtime=Runtime(workers=2))
+    runtime = Runtime(workers=2, sharding=sharding)
+    outcome, _, results = sweep(design, [trial], tmp_path, cluster, cache, runtime=runtime)
     assert outcome.finished == [trial.id]
     alone = list(train(config, tiny_data, Runtime()))
     curve = results.curves([trial.id])[trial.id]

@@ -32,8 +32,22 @@ from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 
 ROOT = Path(__file__).parents[3]
-EQUAL_CELLS = ("base", "mod", "mod+latent+memory")
 FULL = "mod+latent+memory"
+EQUAL = {
+    "base": ("base", {}),
+    "mod": ("mod", {}),
+    FULL: (FULL, {}),
+    "exit gate, threshold": (
+        FULL,
+        {"latent_mode": "sampled", "latent_halting": "gate", "mod_router": "threshold"},
+    ),
+    "act, random, slots": (
+        FULL,
+        {"latent_halting": "act", "mod_router": "random", "memory_kind": "slots", "mod_z_loss": 0.01},
+    ),
+    "latent capacity": (FULL, {"latent_capacity": 0.25, "latent_mode": "sampled", "latent_core_layers": 2}),
+}
+"""Name → cell and options."""
 SHARDED = Runtime(workers=2, sharding="shard", micro_batch=1)
 HANG_S = 60
 """How long a process waits for the others; a job takes a few seconds."""
@@ -173,14 +187,14 @@ class Runs:
     def __init__(self, place: Path, cache: Path, tiny, data) -> None:
         self.place, self.cache, self.data, self.tiny = place, cache, data, tiny
         self.alone: dict[str, list[Progress]] = {}
-        for cell in EQUAL_CELLS:
+        for cell in EQUAL:
             self.alone[cell] = list(train(self.config(cell), data, Runtime(), Folder.at(place / "alone" / cell)))
         half = train(self.config(FULL), data, Runtime(), Folder.at(place / "from one"))
         while next(half).step < 6:
             pass
         half.close()
         full = self.config(FULL)
-        jobs = {cell: Job(self.config(cell), str(place / "two" / cell)) for cell in EQUAL_CELLS}
+        jobs = {cell: Job(self.config(cell), str(place / "two" / cell)) for cell in EQUAL}
         jobs |= {
             "cut 6": Job(full, str(place / "cut 6"), until=6),
             "cut": Job(full, str(place / "cut"), until=6),
@@ -199,10 +213,12 @@ class Runs:
         }
         self.two = run_jobs(jobs, 2, place / "jobs", cache)
 
-    def config(self, cell: str, precision: str = "fp64") -> TrialConfig:
+    def config(self, name: str, precision: str = "fp64") -> TrialConfig:
         """Twelve steps, a clip that always bites, and five windows: three and two, which is two batches and one."""
+        cell, options = EQUAL[name]
         config = self.tiny(cell, precision=precision, clip_norm=0.1, tokens=12 * 4 * 32)
-        return replace(config, data=replace(config.data, validation_blocks=5))
+        data = replace(config.data, validation_blocks=5)
+        return replace(config, data=data, model=replace(config.model, **options))
 
     def tensors(self, run: str) -> dict[str, torch.Tensor]:
         """A finished full model's checkpoint, whole, read by this process alone."""
@@ -214,7 +230,7 @@ def runs(tmp_path_factory, cache, tiny, tiny_data) -> Runs:
     return Runs(tmp_path_factory.mktemp("sharding"), cache, tiny, tiny_data)
 
 
-@pytest.mark.parametrize("cell", EQUAL_CELLS)
+@pytest.mark.parametrize("cell", EQUAL)
 def test_two_sharded_processes_equal_one_process_in_float64(cell, runs):
     """Losses, norms, thresholds and evaluations of every record, and at the end weights and moments.
 

@@ -2,6 +2,7 @@
 `tests/sweeps/engine/test_schedule.py`, sharded in `test_sharding.py`."""
 
 import json
+import os
 from dataclasses import replace
 from datetime import timedelta
 
@@ -40,6 +41,7 @@ def _rank(rank, world, folder, configs, cache) -> None:
         records = list(train(config, data, Runtime(workers=world)))
         (folder / f"{name}-{rank}").write_text(json.dumps([r.to_json() for r in records]))
     torch.distributed.destroy_process_group()
+    os._exit(0)  # a gloo thread now and then takes the interpreter down with it on the way out
 
 
 def test_two_ranks_equal_one_process_with_every_option(tiny, cache, tmp_path):

@@ -44,13 +44,13 @@ def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mappi
     `floor` (nats or None) and `rerun` (a command); `factors` where they are not the three mechanisms.
     """
     factors = tuple(info.get("factors", FACTORS))
-    every, trials = trials, without_extras(trials)
+    options, every, trials = extra_family(trials), trials, without_extras(trials)
     effects = estimate(trials, factors, smallest_effect=info["smallest_effect"])
     second, lost = second_family(trials, factors), divergences(every, factors=factors)
     title = f"{info['name']}: {horizon(info)}, complete seed blocks: {len(effects.blocks)}"
     files = figures.draw(effects, trials, curves, title)
     files["effects.csv"] = effects.table.to_csv(index=False).encode()
-    files["verdict.json"] = document(effects, second, lost, every, info)
+    files["verdict.json"] = document(effects, second, options, lost, every, info)
     parts = [
         _verdict(effects, info),
         _effects(effects),
@@ -59,7 +59,7 @@ def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mappi
         "One colour is one cell everywhere. Thick bars are blocked intervals, thin ones seed-wise, each tick is a "
         "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in files if name.endswith(".png")) + ".",
         _second(second, effects),
-        _options(extra_family(every)),
+        _options(options),
         _cost(trials, factors),
         _sanity(effects, every, lost, info),
         _environment(info),

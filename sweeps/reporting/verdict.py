@@ -37,7 +37,12 @@ def sentences(effects: Effects, info: Mapping[str, Any]) -> list[str]:
 
 
 def document(
-    effects: Effects, second: pd.DataFrame, diverged: pd.DataFrame, trials: pd.DataFrame, info: Mapping[str, Any]
+    effects: Effects,
+    second: pd.DataFrame,
+    options: pd.DataFrame,
+    diverged: pd.DataFrame,
+    trials: pd.DataFrame,
+    info: Mapping[str, Any],
 ) -> bytes:
     """`verdict.json`: strict JSON, `null` where a figure does not exist."""
     content = {
@@ -58,6 +63,7 @@ def document(
         "smallest_effect_declared_beforehand": info["declared_beforehand"],
         "sigma": effects.sigma,
         "second_family": second.to_dict(orient="records"),
+        "options": options.to_dict(orient="records"),
         "failed": info["failed"],
         "missing": info["missing"],
         "diverged": [{"cell": cell, "seed": seed} for cell, seed in diverged_trials(trials)],

@@ -164,6 +164,10 @@ def test_options_stand_in_a_table_of_their_own_and_change_nothing_above_it(made)
     (line,) = [line for line in text.splitlines() if line.startswith("| mod~mod_gate=raw |")]
     assert "+0.0200" in line
     assert files["effects.csv"] == plain["effects.csv"]
+    (option,) = json.loads(files["verdict.json"])["options"]
+    assert (option["cell"], option["of"]) == ("mod~mod_gate=raw", "mod")
+    assert option["estimate"] == pytest.approx(0.02)
+    assert json.loads(plain["verdict.json"])["options"] == []
     assert "mod~" not in text.split("## Cells against base")[1].split("## Options")[0]
 
 

@@ -32,7 +32,8 @@ class Runtime:
 
     def __post_init__(self) -> None:
         check(self.workers >= 1, f"workers is {self.workers}; it must be at least 1")
-        check(self.threads >= 1, f"threads is {self.threads}; it must be at least 1")
+        # torch takes any number, and a machine without room for so many threads goes down with everything on it.
+        check(1 <= self.threads <= 1024, f"threads is {self.threads}; it must be 1 to 1024, the cores at most")
         check(self.micro_batch >= 0, f"micro_batch is {self.micro_batch}; it must be 0 or more")
         # Refused, not ignored: a single worker would hold everything, and whoever asks for this has no room for it.
         check(

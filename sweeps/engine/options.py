@@ -82,7 +82,7 @@ class Options:
             f"--concurrency is {self.concurrency}; it must be at least 1",
         )
         check(self.workers >= 1, f"--workers is {self.workers}; it must be at least 1")
-        check(self.threads >= 1, f"--threads is {self.threads}; it must be at least 1")
+        check(1 <= self.threads <= 1024, f"--threads is {self.threads}; it must be 1 to 1024, the cores at most")
         check(
             self.train.batch_size % self.workers == 0,
             f"train.batch_size is {self.train.batch_size}, which --workers {self.workers} cannot share evenly",

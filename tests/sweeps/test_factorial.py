@@ -58,6 +58,7 @@ def bad_files(folder: Path) -> None:
         ("--model.mod-capacity 0.5", "give its level with --capacity"),
         ("--train.tokens 100", "fewer than one batch of 4 x 32 = 128 tokens"),
         ("--workers 3", "cannot share evenly"),
+        ("--threads 100000", "--threads is 100000; it must be 1 to 1024"),
         ("--concurrency 0", "--concurrency is 0; it must be at least 1"),
         ("--smallest-effect 0", "above 0"),
         ("--name ../x", "--name is '../x'"),

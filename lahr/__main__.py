@@ -9,10 +9,10 @@
 Training again goes on from the newest checkpoint. `--help` after a command lists its options.
 """
 
-import contextlib
 import dataclasses
 import io
 import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,19 +31,19 @@ from rich.progress import (
 )
 
 from lahr.config import DataConfig, TrainConfig, TrialConfig
-from lahr.data import prepare
-from lahr.errors import check, nearest
+from lahr.data import Batches, prepare
+from lahr.errors import ConfigError, check, nearest
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
 from lahr.model.generation import Sampling
 from lahr.model_config import ModelConfig
-from lahr.options import parse, run, sampling
+from lahr.options import parse, preset_name, run
 from lahr.plain import from_dict
-from lahr.presets import Preset, preset, with_levels
-from lahr.trained import export, find
+from lahr.presets import Preset, preset
+from lahr.trained import export, find, sampling_of
 from lahr.training.loop import train
 from lahr.training.progress import Progress as Record
-from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
+from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision, require
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,8 @@ class GenerateOptions:
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to continue, the beginning of a document; may be given several times, for a batch. Without one the model
     begins by itself."""
-    tokens: int = 100
-    """New tokens at most; a text that ends is shorter."""
+    tokens: int | None = None
+    """New tokens at most, by default 100 or as many as fit; a text that ends is shorter."""
     temperature: float = 0.8
     """0 takes the likeliest token each time."""
     top_k: int | None = None
@@ -103,13 +103,12 @@ class GenerateOptions:
     """`auto` takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        check(self.tokens >= 1, f"--tokens is {self.tokens}; it must be at least 1")
-        check(self.seed >= 0, f"--seed is {self.seed}; it must be 0 or more")
+        check(self.tokens is None or self.tokens >= 1, f"--tokens is {self.tokens}; it must be at least 1")
         self.sampling()
 
     def sampling(self) -> Sampling:
         """How tokens are drawn."""
-        return sampling(self.temperature, self.top_k, self.top_p, self.seed)
+        return sampling_of(self.temperature, self.top_k, self.top_p, self.seed, "seed")
 
 
 @dataclass(frozen=True)
@@ -140,22 +139,25 @@ def generate(argv: list[str]) -> int:
     options = parse(GenerateOptions, argv, None, "python -m lahr generate")
     trained = find(options.place, _device(options.device))
     prompts = options.prompt or ("",)
-    console = Console(highlight=False)
-    texts: list[str] = [""] * len(prompts)
-    shown = 0
-    console.print(prompts[0] if len(prompts) == 1 else "", end="", markup=False, soft_wrap=True)
-    with console.status("") if len(prompts) > 1 else contextlib.nullcontext() as status:
-        for n, texts in enumerate(trained.continuations(prompts, options.tokens, options.sampling()), 1):
-            if status is not None:
-                status.update(f"{n} of at most {options.tokens} tokens")
-            elif not texts[0].endswith("\ufffd"):  # a character whose last bytes are still to come
-                console.print(texts[0][shown:], end="", markup=False, soft_wrap=True)
-                shown = len(texts[0])
+    # The text itself goes out as it is, not through rich, which would take `:smile:` or `[red]` for its own.
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
+    continuations = trained.continuations(prompts, options.tokens, options.sampling())
     if len(prompts) == 1:
-        console.print(texts[0][shown:], markup=False, soft_wrap=True)
-    else:
-        for prompt, text in zip(prompts, texts, strict=True):
-            console.print(prompt + text + "\n", markup=False, soft_wrap=True)
+        shown = 0
+        for n, (text,) in enumerate(continuations):
+            if n == 0:
+                print(prompts[0], end="")  # not before the model has taken it
+            if not text.endswith("\ufffd"):  # a character whose last bytes are still to come
+                print(text[shown:], end="", flush=True)
+                shown = len(text)
+        print(text[shown:])
+        return 0
+    texts: list[str] = []
+    with Console(stderr=True).status("") as status:
+        for n, so_far in enumerate(continuations, 1):
+            texts = so_far
+            status.update(f"{n} tokens of each")
+    print("\n\n".join(prompt + text for prompt, text in zip(prompts, texts, strict=True)))
     return 0
 
 
@@ -177,13 +179,9 @@ def write_export(argv: list[str]) -> int:
 
 def train_one(argv: list[str]) -> int:
     """Trains as asked; 0 when finished, 1 when the run diverged."""
-    options = parse(Options, argv, Options.of, "python -m lahr train")
+    options = parse(Options, _with_levels(argv), Options.of, "python -m lahr train")
     device = _device(options.device)
-    on = preset(options.preset).on
-    fields = {"mod": "mod_capacity", "latent": "latent_iterations", "memory": "memory_slots"}
-    model = with_levels(
-        options.model, {field: on[field] for name, field in fields.items() if getattr(options, name)}
-    )
+    model = options.model
     _refuse_unused(model, preset(options.preset).model)
     precision = choose_precision(device) if options.precision == "auto" else options.precision
     config = TrialConfig(model, options.data, options.train, options.seed, precision)
@@ -201,8 +199,12 @@ def train_one(argv: list[str]) -> int:
     folder = Folder.at(options.out).child(
         f"{options.preset}-s{config.seed}-{config.fingerprint(data.content_hash)}"
     )
+    require(config, runtime)
+    Batches(
+        data.train, config.train.batch_size, model.max_seq_len, config.seed, config.data.segments
+    )  # or it says why
     if folder.exists("config.json"):
-        begun = from_dict(Runtime, folder.read_json("config.json")["runtime"])
+        begun = _begun(folder)
         differing = [f"{name} {then}, now {now}" for name, (then, now) in begun.differences(runtime).items()]
         check(
             not differing,
@@ -228,10 +230,33 @@ def train_one(argv: list[str]) -> int:
     return 0
 
 
+def _with_levels(argv: list[str]) -> list[str]:
+    """`--mod`, `--latent` and `--memory` as the preset's level of the field that each turns on, unless it is given.
+
+    Before anything is parsed, since a configuration is checked as a whole.
+    """
+    on = preset(preset_name(argv)).on
+    fields = {"mod": "mod_capacity", "latent": "latent_iterations", "memory": "memory_slots"}
+    given = {word.partition("=")[0].replace("_", "-") for word in argv}
+    turned_on = [field for name, field in fields.items() if f"--{name}" in argv]
+    added = [f"--model.{f.replace('_', '-')}={on[f]}" for f in turned_on]
+    return [*argv, *(option for option in added if option.partition("=")[0] not in given)]
+
+
 def _device(asked: str) -> str:
     import torch
 
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _begun(folder: Folder) -> Runtime:
+    """How the run in `folder` was begun."""
+    try:
+        return from_dict(Runtime, folder.read_json("config.json")["runtime"])
+    except (ValueError, TypeError, LookupError, AttributeError) as error:  # a ConfigError is a ValueError, too
+        raise ConfigError(
+            f"{folder.uri}/config.json is damaged ({error}); remove it, and the run goes on from its checkpoints"
+        ) from error
 
 
 def _refuse_unused(model: ModelConfig, usual: ModelConfig) -> None:

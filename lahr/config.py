@@ -66,7 +66,8 @@ class TrainConfig:
     """Share of the steps in which `wsd` decays, as 1 − √x."""
     decayed_points: int = 0
     """Under `wsd`, how many shorter runs are branched off: at evenly spaced horizons a copy decays in time to end
-    there and is evaluated, and the run itself goes on. What is reported is what a run of that length would reach."""
+    there and is evaluated, and the run itself goes on. What is reported is what a run of that length would reach that
+    has as many warm-up steps."""
     final_lr: float = 0.0
     """Where the decay ends, as a share of the peak."""
     weight_decay: float = 0.1

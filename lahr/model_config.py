@@ -149,17 +149,34 @@ class ModelConfig:
         }[mechanism]
 
     def settled(self) -> "ModelConfig":
-        """The same model with the settings of every mechanism that is off at their defaults: off equals absent."""
-        unused = [
-            f
-            for f in fields(self)
-            if (mechanism := f.name.partition("_")[0]) in ("mod", "latent", "memory")
+        """The same model with every setting that decides nothing at its default: those of a mechanism that is off
+        (off equals absent), those of another kind of it, and a place or number that is the default's own."""
+        usual = {f.name: f.default for f in fields(self)}
+        idle = {
+            name
+            for name in usual
+            if (mechanism := name.partition("_")[0]) in ("mod", "latent", "memory")
             and not self.on(mechanism)
-            and not (f.name in ROUTER_FIELDS and self.latent_iterations and self.latent_capacity < 1)
-        ]
-        return replace(self, **{f.name: f.default for f in unused})  # type: ignore[arg-type]
+            and not (name in ROUTER_FIELDS and self.latent_iterations and self.latent_capacity < 1)
+        }
+        idle |= {"latent_exit"} if self.latent_halting != "gate" else set()
+        idle |= {"latent_ponder"} if self.latent_halting != "act" else set()
+        idle |= {"memory_heads", "memory_key_dim"} if self.memory_kind == "knn" else set()
+        settled = replace(self, **{name: usual[name] for name in idle})  # type: ignore[arg-type]
+        for name, resolved in _RESOLVED.items():
+            left_out = replace(settled, **{name: None})  # type: ignore[arg-type]
+            if getattr(left_out, resolved) == getattr(settled, resolved):
+                settled = left_out
+        return settled
 
 
+_RESOLVED = {
+    "d_ff": "hidden_dim",
+    "latent_layer": "latent_position",
+    "memory_top_k": "memory_reads",
+    "memory_layer": "memory_position",
+}
+"""Fields whose None stands for a value that follows from the others, and what has it."""
 ROUTER_FIELDS = ("mod_router", "mod_gate", "mod_balance_loss", "mod_z_loss")
 """Settings of routers; the latent core's router has them too."""
 
@@ -180,8 +197,8 @@ def _check_mod(c: ModelConfig) -> None:
 
 def _check_routes(name: str, capacity: float, length: int) -> None:
     check(
-        round(capacity * length) >= 1,
-        f"{name} is {capacity:g}, which routes no token of {length} (model.max_seq_len); "
+        capacity * length >= 1 - 1e-9,
+        f"{name} is {capacity:g}, which is less than one token of {length} (model.max_seq_len); "
         f"give at least {1 / length:.2g}",
     )
 
@@ -204,8 +221,14 @@ def _check_latent(c: ModelConfig) -> None:
         "latent_capacity routes the passes beyond the first, and latent_iterations is 1; give at least 2",
     )
     _check_routes("latent_capacity", c.latent_capacity, c.max_seq_len)
-    check(0 < c.latent_exit <= 1, f"latent_exit is {c.latent_exit}; it is a probability above 0")
+    check(0 < c.latent_exit <= 1, f"latent_exit is {c.latent_exit}; it is a probability, above 0 and at most 1")
     check(0 <= c.latent_ponder < math.inf, f"latent_ponder is {c.latent_ponder}; it must be 0 or more")
+    for name in ("latent_mode", "latent_halting"):
+        check(
+            c.latent_iterations >= 2 or getattr(c, name) in ("fixed", "none"),
+            f"{name} is {getattr(c, name)!r} and latent_iterations is 1, which leaves nothing to draw or to leave out; "
+            "give at least 2",
+        )
     if c.latent_halting == "none":
         return
     check(

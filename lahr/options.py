@@ -15,7 +15,6 @@ from typing import Any, NoReturn, TypeVar
 import tyro
 
 from lahr.errors import ConfigError, nearest
-from lahr.model.generation import Sampling
 from lahr.presets import Preset, preset
 
 Options = TypeVar("Options")
@@ -34,7 +33,7 @@ def parse(
     argv = [re.sub(r"^--data(?==|$)", "--data.corpus", argument) for argument in argv]
     filled: dict[str, Any] = {}
     if fill is not None:
-        name = _preset_name(argv)
+        name = preset_name(argv)
         filled["default"] = fill(name, preset(name))
     errors = io.StringIO()
     try:
@@ -44,15 +43,6 @@ def parse(
         if not exit_.code:
             raise  # --help has printed itself
         raise ConfigError(_one_line(errors.getvalue(), argv)) from None
-
-
-def sampling(temperature: float, top_k: int | None, top_p: float, seed: int) -> Sampling:
-    """How tokens are drawn, from the options of those names; `ConfigError` names the one that cannot be used."""
-    try:
-        return Sampling(temperature, top_k, top_p, seed)
-    except ValueError as error:
-        name, _, rest = str(error).partition(" ")
-        raise ConfigError(f"--{name.replace('_', '-')} {rest}") from error
 
 
 def fail(error: Exception) -> NoReturn:
@@ -68,15 +58,16 @@ def run(main: Callable[[list[str]], int], interrupted: str) -> NoReturn:
     except ConfigError as error:
         fail(error)
     except OSError as error:  # a place that cannot be read or written, or a full disk
-        if error.filename is None:
+        if error.filename is None and error.strerror is None and not isinstance(error, NotADirectoryError):
             raise
-        fail(ConfigError(f"{error.filename}: {error.strerror}; mend that, or give another place, and run it again"))
+        where = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error)
+        fail(ConfigError(f"{where}; mend that, or give another place, and run it again"))
     except KeyboardInterrupt:
         print(interrupted, file=sys.stderr)
         sys.exit(130)
 
 
-def _preset_name(argv: Sequence[str]) -> str:
+def preset_name(argv: Sequence[str]) -> str:
     """The preset on the command line, the last one if there are several, as for every other option."""
     name = DEFAULT_PRESET
     for given, following in itertools.pairwise([*argv, ""]):

@@ -3,7 +3,7 @@
 An exported folder is all that is needed to use the model:
 
     model.safetensors    weights, under the names of `LAHR.state_dict()`
-    config.json          format, the trial's configuration, how far it was trained, sha256 of the other two
+    config.json          format, the trial's configuration, how far it was trained, sha256 of both and of the other two
     tokenizer.json       the tokenizer, whole
 
 Nothing is unpickled: weights are safetensors, the rest is JSON, and both are checked before they are used.
@@ -11,6 +11,7 @@ Nothing is unpickled: weights are safetensors, the rest is JSON, and both are ch
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -27,12 +28,13 @@ from lahr.errors import ConfigError, check
 from lahr.files import Folder
 from lahr.model.generation import Sampling, generate
 from lahr.model.lahr import LAHR
-from lahr.plain import from_dict
+from lahr.plain import canonical_json, from_dict
 from lahr.training import checkpoints
 
 FORMAT = 1
 """Version of an exported folder's layout."""
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
+DEFAULT_TOKENS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,14 +48,21 @@ class Trained:
     """`step`, `tokens` and `val_loss` (nats a token, None before an evaluation)."""
 
     def continuations(
-        self, prompts: Sequence[str], new_tokens: int, sampling: Sampling | None = None
+        self, prompts: Sequence[str], new_tokens: int | None = None, sampling: Sampling | None = None
     ) -> Iterator[list[str]]:
         """Yields each prompt's continuation so far, after every token, until all have ended.
 
-        A prompt begins a document. `ConfigError` where it does not fit into the context with the new tokens.
+        A prompt begins a document. Without a number of new tokens it is 100, or as many as fit. `ConfigError` where a
+        prompt is no text, or does not fit into the context with the new tokens.
         """
-        end = cast(int, self.tokenizer.token_to_id(END_OF_TEXT))  # no tokenizer is taken without it
+        end = cast(int, self.tokenizer.token_to_id(END_OF_TEXT))  # `_tokenizer` takes none without it
+        for prompt in prompts:
+            # What a terminal could not decode reaches Python as half a character.
+            check(_is_text(prompt), f"the prompt {prompt!r} is no text; give it in UTF-8")
         ids = [[end, *self.tokenizer.encode(prompt, add_special_tokens=False).ids] for prompt in prompts]
+        if new_tokens is None:
+            room = self.config.model.max_seq_len + 1 - max(len(each) for each in ids)
+            new_tokens = max(1, min(DEFAULT_TOKENS, room))
         made: list[list[int]] = [[] for _ in prompts]
         try:
             for column in generate(self.model, ids, new_tokens, sampling, stop=end):
@@ -65,11 +74,29 @@ class Trained:
             raise ConfigError(str(error)) from error
 
 
+def _is_text(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def sampling_of(temperature: float, top_k: int | None, top_p: float, seed: int, seed_option: str) -> Sampling:
+    """How tokens are drawn, from the options of those names; `ConfigError` names the one that cannot be used."""
+    check(0 <= seed < 1 << 32, f"--{seed_option} is {seed}; it must be 0 to {(1 << 32) - 1}")
+    try:
+        return Sampling(temperature, top_k, top_p, seed)
+    except ValueError as error:
+        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
+
+
 def find(place: str, device: str = "cpu") -> Trained:
     """The model at `place`: an exported folder, a run's or a trial's folder, or one of their checkpoints.
 
     Of several checkpoints the newest that holds. `ConfigError` says what is missing or damaged.
     """
+    _check_device(device)
     folder = Folder.at(place)
     check(
         folder.exists(),
@@ -100,13 +127,13 @@ def find(place: str, device: str = "cpu") -> Trained:
         why = "; ".join(problems) or "there is none: it has not begun, or was taken over from another sweep"
         raise ConfigError(f"no checkpoint in {kept.uri} can be used ({why}); give another trial")
     weights = {k.removeprefix("model."): v for k, v in checkpoint.tensors.items() if k.startswith("model.")}
-    records = checkpoint.meta["records"]
+    records = checkpoint.meta["records"] or [{"tokens": 0, "metrics": {}}]
     losses = [r["metrics"]["val_loss"] for r in records if "val_loss" in r["metrics"]]
-    loss = float(losses[-1]) if losses else None
+    loss = float(losses[-1]) if losses and math.isfinite(float(losses[-1])) else None
     about = {"step": checkpoint.step, "tokens": records[-1]["tokens"], "val_loss": loss}
     return Trained(
         _model(config, weights, f"checkpoint step-{checkpoint.step} in {kept.uri}", device),
-        _tokenizer(base.read(TOKENIZER), f"{base.uri}/{TOKENIZER}"),
+        _tokenizer(_read(base, TOKENIZER), f"{base.uri}/{TOKENIZER}"),
         config,
         about,
     )
@@ -121,12 +148,9 @@ def export(trained: Trained, place: str) -> Folder:
         WEIGHTS: safetensors.torch.save(weights),
         TOKENIZER: trained.tokenizer.to_str().encode(),
     }
-    described = {
-        "format": FORMAT,
-        "config": asdict(trained.config),
-        "trained": dict(trained.about),
-        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
-    }
+    described = {"format": FORMAT, "config": asdict(trained.config), "trained": dict(trained.about)}
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    described |= {"sha256": {**hashes, CONFIG: _content_hash(described)}}
     for name, content in files.items():
         folder.write(name, content)
     folder.write_json(CONFIG, described)  # last: its presence means that the rest is there
@@ -138,23 +162,30 @@ def load(place: str, device: str = "cpu") -> Trained:
 
     `ConfigError` for a folder of another version, a file that is missing or damaged, weights of another shape.
     """
+    _check_device(device)
     folder = Folder.at(place)
     check(
         folder.exists(CONFIG), f"{folder.uri} is no exported folder: it has no {CONFIG}; make one with lahr export"
     )
     described = _json(folder)
-    version = described.get("format")
+    version = described.pop("format", None)
     check(
-        version == FORMAT,
+        version == FORMAT and not isinstance(version, bool),
         f"{folder.uri} is an export of version {version}, and this is LAHR with version {FORMAT}; export it again "
         "with the LAHR that reads it",
+    )
+    hashes = described.pop("sha256", None)
+    whole = isinstance(hashes, dict) and all(isinstance(described.get(k), dict) for k in ("config", "trained"))
+    check(
+        whole and hashes.get(CONFIG) == _content_hash({"format": FORMAT, **described}),
+        f"{folder.uri}/{CONFIG} is damaged or was changed (its sha256 is not the one in it); export it again",
     )
     files = {}
     for name in (WEIGHTS, TOKENIZER):
         check(folder.exists(name), f"{folder.uri} has no {name}; export it again")
-        files[name] = folder.read(name)
+        files[name] = _read(folder, name)
         check(
-            hashlib.sha256(files[name]).hexdigest() == described.get("sha256", {}).get(name),
+            hashlib.sha256(files[name]).hexdigest() == hashes.get(name),
             f"{folder.uri}/{name} is damaged (its sha256 is not the one in {CONFIG}); export it again",
         )
     config = from_dict(TrialConfig, described["config"])
@@ -170,9 +201,29 @@ def load(place: str, device: str = "cpu") -> Trained:
     )
 
 
+def _check_device(device: str) -> None:
+    check(
+        device == "cpu" or torch.cuda.is_available(),
+        f"--device is {device}, and this machine has no GPU that torch can use; give --device cpu",
+    )
+
+
+def _content_hash(described: Mapping[str, Any]) -> str:
+    return hashlib.sha256(
+        canonical_json({k: v for k, v in described.items() if k != "sha256"}).encode()
+    ).hexdigest()
+
+
+def _read(folder: Folder, name: str) -> bytes:
+    try:
+        return folder.read(name)
+    except OSError as error:
+        raise ConfigError(f"{folder.uri}/{name} cannot be read ({error}); restore it") from error
+
+
 def _json(folder: Folder) -> dict[str, Any]:
     try:
-        value = folder.read_json(CONFIG)
+        value = json.loads(_read(folder, CONFIG))
     except ValueError as error:
         raise ConfigError(f"{folder.uri}/{CONFIG} is damaged ({error}); restore it") from error
     check(isinstance(value, dict), f"{folder.uri}/{CONFIG} is no mapping of fields; restore it")
@@ -183,6 +234,9 @@ def _config(folder: Folder) -> TrialConfig:
     """A run's or a trial's configuration, whatever else stands beside it in the file."""
     value = _json(folder)
     value = value.get("config", value)
+    check(
+        isinstance(value, dict), f"the configuration in {folder.uri}/{CONFIG} is no mapping of fields; restore it"
+    )
     return from_dict(TrialConfig, {name: part for name, part in value.items() if name != "runtime"})
 
 
@@ -201,6 +255,13 @@ def _model(config: TrialConfig, weights: Mapping[str, torch.Tensor], where: str,
         f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}); give the configuration it was made with",
     )
     dtype = torch.float64 if config.precision == "fp64" else torch.float32
+    bad = [name for name, value in weights.items() if not value.is_floating_point() and "observations" not in name]
+    check(not bad, f"{where} holds {', '.join(bad[:3])} in a type of whole numbers; export it again")
+    lost = [name for name, value in weights.items() if not torch.isfinite(value).all()]
+    check(
+        not lost,
+        f"{where} holds numbers that are not finite ({', '.join(lost[:3])}): its run diverged; give another trial",
+    )
     model = model.to(device, dtype)
     model.load_state_dict(dict(weights))
     return model.eval()
@@ -209,6 +270,8 @@ def _model(config: TrialConfig, weights: Mapping[str, torch.Tensor], where: str,
 def _tokenizer(content: bytes, where: str) -> Tokenizer:
     try:
         json.loads(content)
-        return Tokenizer.from_buffer(content)
+        tokenizer = Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises a bare one
         raise ConfigError(f"{where} is damaged ({error}); restore it") from error
+    check(tokenizer.token_to_id(END_OF_TEXT) is not None, f"{where} has no {END_OF_TEXT} token; restore it")
+    return tokenizer

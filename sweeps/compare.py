@@ -17,9 +17,9 @@ from rich.text import Text
 from lahr.errors import check
 from lahr.files import Folder
 from lahr.model.generation import Sampling
-from lahr.options import parse, sampling
+from lahr.options import parse
 from lahr.options import run as run_main
-from lahr.trained import find
+from lahr.trained import find, sampling_of
 from sweeps.engine.results import Results
 
 
@@ -33,8 +33,8 @@ class Options:
     """Text to continue, the beginning of a document; empty lets the models begin."""
     seed: int = 0
     """The seed block."""
-    tokens: int = 60
-    """New tokens at most; a text that ends is shorter."""
+    tokens: int | None = None
+    """New tokens at most, by default 100 or as many as fit; a text that ends is shorter."""
     temperature: float = 0.8
     """0 takes the likeliest token each time."""
     top_k: int | None = None
@@ -45,12 +45,12 @@ class Options:
     """Seed of the draws, the same for every cell."""
 
     def __post_init__(self) -> None:
-        check(self.tokens >= 1, f"--tokens is {self.tokens}; it must be at least 1")
+        check(self.tokens is None or self.tokens >= 1, f"--tokens is {self.tokens}; it must be at least 1")
         self.sampling()
 
     def sampling(self) -> Sampling:
         """How tokens are drawn."""
-        return sampling(self.temperature, self.top_k, self.top_p, self.draw)
+        return sampling_of(self.temperature, self.top_k, self.top_p, self.draw, "draw")
 
 
 def main(argv: list[str]) -> int:

@@ -215,8 +215,11 @@ def _words(tests: str) -> list[str]:
 
 
 def main(words: list[str]) -> int:
-    """Applies the faults that the words choose; the number missed."""
+    """Applies the faults that the words choose; 0 if all were caught, 1 if one was not, 2 if none was chosen."""
     chosen = [f for f in FAULTS if not words or any(w == f.property or w in f"{f.file} {f.what}" for w in words)]
+    if not chosen:
+        print(f"no fault has {' or '.join(map(repr, words))} in its property, file or description", file=sys.stderr)
+        return 2
     missed = 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for n, (fault, said) in enumerate(zip(chosen, pool.map(catch, chosen), strict=True), 1):

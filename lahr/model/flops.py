@@ -13,7 +13,7 @@ early with the mean that ran (`Output.passes`). A router is counted at its capac
 import math
 from typing import Literal
 
-from lahr.model.latent_reasoning import EXIT_STRIDE
+from lahr.model.latent_reasoning import BACKPROPAGATED, EXIT_STRIDE
 from lahr.model.layers import attention_span
 from lahr.model.mixture_of_depths import capacity_tokens, predictor_width
 from lahr.model_config import ModelConfig
@@ -50,10 +50,14 @@ def flops_per_token(
 
 
 def training_flops_per_token(config: ModelConfig, *, passes: float | None = None, segments: int = 1) -> float:
-    """FLOPs of a token's forward and backward passes in the useful convention: three times the forward ones, and
-    what the exit gate learns from, which is only read forward."""
+    """FLOPs of a token's forward and backward passes in the useful convention: three times the forward ones, but
+    for passes that no gradient goes back through and for what the exit gate learns from, which run forward only."""
     forward = sum(flops_per_token(config, passes=passes, segments=segments).values())
-    return 3 * forward + exit_readouts(config, passes)
+    run = config.latent_iterations if passes is None else passes
+    few = config.latent_halting == "act" or config.latent_capacity < 1  # a gradient goes through all of them
+    learnt = run if few else min(run, BACKPROPAGATED)
+    backward = 2 * sum(flops_per_token(config, passes=learnt, segments=segments).values())
+    return forward + backward + exit_readouts(config, passes)
 
 
 def exit_readouts(config: ModelConfig, passes: float | None = None) -> float:

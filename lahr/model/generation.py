@@ -39,7 +39,8 @@ class Sampling:
 
     def kept(self, logits_BV: Tensor) -> Tensor:
         """The logits over the temperature, −∞ where a token cannot be drawn: (B, V)."""
-        scaled_BV = logits_BV / (self.temperature or 1.0)
+        # From the largest down, so that a tiny temperature overflows to −∞ and never to a draw of nothing.
+        scaled_BV = (logits_BV - logits_BV.amax(1, keepdim=True)) / (self.temperature or 1.0)
         k = min(self.top_k or scaled_BV.shape[1], scaled_BV.shape[1])
         if k < scaled_BV.shape[1]:
             least_B1 = scaled_BV.topk(k, dim=1).values[:, -1:]

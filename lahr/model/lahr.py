@@ -119,7 +119,7 @@ class LAHR(nn.Module):
         cache is extended; nothing else that a forward pass touches changes. Raises `ValueError` on tokens that are
         not (B, T ≤ max_seq_len) integers, on an unknown routing, and where the parts do not go together.
         """
-        self._check(tokens_BT, targets_BT, routing, passes, segments, cache)
+        self._check(tokens_BT, targets_BT, routing, passes, segments, cache, real_BT)
         if routing is None:
             routing = "topk" if self.training and self.config.mod_router != "threshold" else "causal"
         T = tokens_BT.shape[1]
@@ -223,13 +223,8 @@ class LAHR(nn.Module):
         passes: int | None,
         segments: int,
         cache: Cache | None,
+        real_BT: Tensor | None,
     ) -> None:
-        if passes is not None and (passes < 1 or self.latent is None):
-            raise ValueError(f"passes is {passes}; it is at least 1, and only for a model with a latent core")
-        if segments < 1 or len(tokens_BT) % segments:
-            raise ValueError(f"{len(tokens_BT)} sequences are no whole number of rows of {segments} segments")
-        if cache is not None and (self.training or routing == "topk" or targets_BT is not None or segments > 1):
-            raise ValueError("a cache is for decoding: in evaluation mode, under causal routing, without targets")
         if tokens_BT.dim() != 2 or tokens_BT.dtype not in (torch.int64, torch.int32):
             raise ValueError(
                 f"tokens are {tokens_BT.dtype} of shape {tuple(tokens_BT.shape)}; "
@@ -240,6 +235,14 @@ class LAHR(nn.Module):
                 f"the sequence has {tokens_BT.shape[1]} tokens; this model takes 1 to {self.config.max_seq_len} "
                 "(max_seq_len)"
             )
+        if passes is not None and (passes < 1 or self.latent is None):
+            raise ValueError(f"passes is {passes}; it is at least 1, and only for a model with a latent core")
+        if segments < 1 or len(tokens_BT) % segments:
+            raise ValueError(f"{len(tokens_BT)} sequences are no whole number of rows of {segments} segments")
+        if cache is None and real_BT is not None:
+            raise ValueError("real_BT marks padding while decoding; give it with a cache")
+        if cache is not None and (self.training or routing == "topk" or targets_BT is not None or segments > 1):
+            raise ValueError("a cache is for decoding: in evaluation mode, under causal routing, without targets")
         if targets_BT is not None and (targets_BT.shape != tokens_BT.shape or targets_BT.dtype != torch.int64):
             raise ValueError(
                 f"targets are {targets_BT.dtype} of shape {tuple(targets_BT.shape)}; "

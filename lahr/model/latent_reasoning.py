@@ -27,7 +27,7 @@ from lahr.model.mixture_of_depths import Routed, Router, Routing, pack, rows_of,
 from lahr.model_config import Halting
 
 BACKPROPAGATED = 8
-"""Passes, the last ones, that a gradient goes back through."""
+"""Passes, the last ones, that a gradient goes back through where all tokens run them (Geiping et al. 2025)."""
 ACT_EPSILON = 0.01
 EXIT_STRIDE = 8
 """The exit gate learns from every eighth token of a window: it needs the head at each pass, which is dear."""

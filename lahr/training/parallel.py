@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from lahr.errors import check
 from lahr.model import LAHR
+from lahr.model.memory import EarlierSegments
 from lahr.training.runtime import Sharding
 
 Value = TypeVar("Value")
@@ -51,7 +52,8 @@ def _shard(model: LAHR, device: torch.device) -> None:
     # The latent module as one, so that its weights are gathered once for all of its passes. A module that is still
     # on the CPU reaches the device as it is split: there is never a whole model on it.
     for part in [*model.blocks, model.memory, model.latent]:
-        if part is not None:
+        # The kNN memory is read inside a block, never called itself: its gates are the root's.
+        if part is not None and not isinstance(part, EarlierSegments):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)  # what is left: the embedding, which is the head too, and the last norm
 

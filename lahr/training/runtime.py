@@ -90,6 +90,12 @@ def require(config: TrialConfig, runtime: Runtime) -> None:
         f"micro_batch is {runtime.micro_batch}, which is no whole number of rows of {segments} windows "
         "(data.segments); give a multiple, or 0",
     )
+    share = config.train.batch_size // runtime.workers
+    check(
+        runtime.micro_batch == 0 or share % runtime.micro_batch == 0,
+        f"micro_batch is {runtime.micro_batch}, which does not divide a worker's {share} windows, and unequal parts "
+        "would not weigh the same; give a divisor, or 0",
+    )
     if runtime.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "this sweep was decided to run on CUDA and this worker has no GPU; run it where there is one"

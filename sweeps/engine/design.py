@@ -21,6 +21,13 @@ from lahr.plain import canonical_json, from_dict, read_field
 from lahr.presets import with_levels
 
 Level = float | int
+_NOT_OPTIONS = {
+    "mod_capacity": "--capacity",
+    "latent_iterations": "--iterations",
+    "vocab_size": "",
+    "max_seq_len": "",
+}
+"""Fields of the model that no extra cell may set, with the option that sets a factor's levels."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,21 @@ class Extra:
     def parse(text: str) -> "Extra":
         """From `corner:field=value,field=value`; `ConfigError` for what is unknown or ill-typed."""
         corner, colon, assignments = text.partition(":")
-        pairs = [assignment.partition("=") for assignment in assignments.split(",")]
+        pairs = [assignment.strip().partition("=") for assignment in assignments.split(",")]
         check(
             bool(colon and corner) and all(name and equals and value for name, equals, value in pairs),
             f"--extra {text!r} is not of the form cell:field=value,field=value, such as mod:mod_router=random",
         )
+        for name, _, _ in pairs:
+            check(
+                name not in _NOT_OPTIONS,
+                f"--extra {text!r} sets {name}, which "
+                + (
+                    f"is a factor of the study; give its levels with {_NOT_OPTIONS[name]}"
+                    if _NOT_OPTIONS.get(name)
+                    else "would change the data that the cell reads, and nothing would be paired; leave it out"
+                ),
+            )
         return Extra(corner, tuple((name, read_field(ModelConfig, name, value)) for name, _, value in pairs))
 
     @property
@@ -203,7 +220,7 @@ class Design:
         config = from_dict(TrialConfig, values["config"])
         extras = tuple(
             Extra(extra["corner"], tuple((name, value) for name, value in extra["fields"]))
-            for extra in values["extras"]
+            for extra in values.get("extras", [])
         )
         return Design(factors, config, values["content_hash"], values["seeds"], extras)
 

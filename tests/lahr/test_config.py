@@ -27,7 +27,10 @@ TRIAL = TrialConfig(MODEL, DataConfig(), TrainConfig(tokens=9_600, batch_size=4)
         ({"mod_capacity": 1.01}, "mod_capacity is 1.01; it must be above 0 and at most 1"),
         ({"mod_capacity": float("nan")}, "mod_capacity is nan"),
         ({"mod_capacity": 0.5, "n_layers": 1}, "routes every second block; model.n_layers is 1"),
-        ({"mod_capacity": 0.01}, "mod_capacity is 0.01, which routes no token of 24 .*; give at least 0.042"),
+        (
+            {"mod_capacity": 0.01},
+            "mod_capacity is 0.01, which is less than one token of 24 .*; give at least 0.042",
+        ),
         ({"mod_z_loss": -1.0}, "mod_z_loss is -1.0; it must be 0"),
         ({"n_layers": 0}, "model.n_layers is 0; it must be at least 1, or 0 with a latent core"),
         ({"latent_iterations": -1}, "latent_iterations is -1; it must be 0"),
@@ -35,7 +38,10 @@ TRIAL = TrialConfig(MODEL, DataConfig(), TrainConfig(tokens=9_600, batch_size=4)
         ({"latent_iterations": 2, "latent_layer": 5}, "latent_layer is 5; it must be 0 to 4"),
         ({"latent_iterations": 1, "latent_capacity": 0.5}, "beyond the first, and latent_iterations is 1"),
         ({"latent_iterations": 2, "latent_capacity": 0.0}, "latent_capacity is 0.0; it must be above 0"),
-        ({"latent_iterations": 2, "latent_capacity": 0.02}, "latent_capacity is 0.02, which routes no token of 24"),
+        (
+            {"latent_iterations": 2, "latent_capacity": 0.02},
+            "latent_capacity is 0.02, which is less than one token",
+        ),
         ({"latent_iterations": 2, "latent_halting": "act", "latent_capacity": 0.5}, "both decide which"),
         ({"latent_iterations": 2, "latent_halting": "gate"}, "latent_mode is 'fixed'.*give latent_mode sampled"),
         (
@@ -43,6 +49,8 @@ TRIAL = TrialConfig(MODEL, DataConfig(), TrainConfig(tokens=9_600, batch_size=4)
             "latent_layer is 2.*leave latent_layer out",
         ),
         ({"latent_iterations": 2, "latent_halting": "act", "latent_mode": "sampled"}, "give latent_mode fixed"),
+        ({"latent_iterations": 1, "latent_halting": "act"}, "latent_halting is 'act' and latent_iterations is 1"),
+        ({"latent_iterations": 1, "latent_mode": "sampled"}, "latent_mode is 'sampled' and latent_iterations is 1"),
         ({"latent_iterations": 2, "latent_exit": 0.0}, "latent_exit is 0.0; it is a probability"),
         ({"latent_iterations": 2, "latent_ponder": -1.0}, "latent_ponder is -1.0"),
         ({"memory_slots": 128, "memory_kind": "slots", "memory_top_k": 129}, "memory_top_k is 129; .*1 to 128"),
@@ -206,10 +214,10 @@ def test_the_fingerprint_names_the_configuration_and_the_content_and_never_the_p
         *(
             replace(full, model=replace(on, **{f.name: _other(on, f.name)})).fingerprint("content")
             for f in fields(on)
-            if f.name != "latent_halting"
+            if f.name not in ("latent_halting", "latent_exit", "latent_ponder")  # the last two need the first
         ),
     }
-    assert len(others) == 5 + len(fields(on)) - 1
+    assert len(others) == 5 + len(fields(on)) - 3
     assert own not in others
 
 
@@ -220,6 +228,24 @@ def test_the_settings_of_a_mechanism_that_is_off_do_not_enter_the_fingerprint():
     routed = replace(MODEL, latent_iterations=2, latent_capacity=0.5, mod_router="random")
     assert routed.settled() == routed  # the core's router has these settings too
     assert replace(MODEL, memory_slots=256, memory_heads=2).settled().memory_heads == 2
+
+
+def test_settings_that_decide_nothing_do_not_make_another_model():
+    """Caught: the exit gate's threshold without a gate; a place that is the default one; a kNN memory's key width."""
+    core, memory = replace(MODEL, latent_iterations=2), replace(MODEL, memory_slots=256)
+    knn = replace(memory, memory_kind="knn")
+    gate = replace(core, latent_mode="sampled", latent_halting="gate")
+    for model, idle, telling in (
+        (core, {"latent_exit": 0.9, "latent_ponder": 1.0, "latent_layer": 4}, {"latent_layer": 3}),
+        (gate, {"latent_ponder": 1.0}, {"latent_exit": 0.9}),
+        (memory, {"memory_layer": 2, "memory_top_k": 8}, {"memory_layer": 1}),
+        (knn, {"memory_heads": 2, "memory_key_dim": 7, "memory_top_k": 32}, {"memory_top_k": 8}),
+        (MODEL, {"d_ff": 85}, {"d_ff": 86}),
+    ):
+        for name, value in idle.items():
+            assert replace(model, **{name: value}).settled() == model.settled(), name
+        for name, value in telling.items():
+            assert replace(model, **{name: value}).settled() != model.settled(), name
 
 
 def _other(config: ModelConfig, name: str) -> object:

@@ -66,6 +66,44 @@ def test_one_trial_without_ray_and_again_from_its_checkpoint(tmp_path, cache):
     assert (refused.returncode, "is not empty" in refused.stderr) == (2, True)
 
 
+def test_a_level_that_is_given_is_the_one_trained_with_and_a_refused_run_leaves_nothing(tmp_path, cache):
+    """Caught: the preset's level written over the given one; a configuration written before the device is known."""
+    short = [*TINY, "--train.tokens", "256", "--train.evaluations", "1"]
+    chosen = ["--mod", "--model.mod-capacity", "0.5", "--latent", "--model.latent-iterations=3", "--memory"]
+    refused = lahr(tmp_path, cache, "train", *chosen, *short, "--device", "cuda")
+    assert refused.returncode == 2
+    assert "has no GPU" in refused.stderr
+    assert not (tmp_path / "runs").exists()
+    ended = lahr(tmp_path, cache, "train", *chosen, *short)
+    assert ended.returncode == 0, ended.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    model = json.loads((run / "config.json").read_text())["model"]
+    assert (model["mod_capacity"], model["latent_iterations"], model["memory_slots"]) == (0.5, 3, 256)
+    (run / "config.json").write_text("{")
+    again = lahr(tmp_path, cache, "train", *chosen, *short)
+    assert (again.returncode, "config.json is damaged" in again.stderr) == (2, True)
+    universal = lahr(tmp_path, cache, "train", "--latent", "--model.n-layers", "0", *short)
+    assert universal.returncode == 0, universal.stderr
+
+
+def test_what_is_printed_is_the_text_as_it_is(tmp_path, cache):
+    """Caught: rich's emoji and markup; a terminal that cannot print a character."""
+    assert lahr(tmp_path, cache, "train", *TINY, "--train.tokens", "256").returncode == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    said = lahr(tmp_path, None, "generate", str(run), "--tokens", "3", "--prompt", ":smile: [red]\tx")
+    assert said.returncode == 0, said.stderr
+    assert said.stdout.startswith(":smile: [red]\tx")
+    os.environ["PYTHONIOENCODING"] = "ascii"
+    try:
+        narrow = lahr(tmp_path, None, "generate", str(run), "--tokens", "3", "--prompt", "é")
+    finally:
+        del os.environ["PYTHONIOENCODING"]
+    assert narrow.returncode == 0, narrow.stderr
+    blocked = lahr(tmp_path, None, "export", str(run), str(run / "config.json"))
+    assert blocked.returncode == 2
+    assert blocked.stderr.startswith("error: ")
+
+
 def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
     ended = lahr(
         tmp_path, cache, "train", *TINY, "--train.lr", "1e25", "--train.clip-norm", "1e30", "--train.warmup", "0"

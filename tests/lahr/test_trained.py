@@ -6,13 +6,15 @@ import shutil
 from dataclasses import asdict
 
 import pytest
+import safetensors.torch
 import torch
+from tokenizers import Tokenizer, models
 
 import lahr
 from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.model.generation import Sampling
-from lahr.trained import export, find, load
+from lahr.trained import _content_hash, export, find, load
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 
@@ -120,10 +122,41 @@ def with_hash(name, content):
     return change
 
 
+def rehashed(**fields):
+    """Changes the configuration and its hash, as somebody would who made the folder by other means."""
+
+    def change(folder):
+        described = {**folder.read_json("config.json"), **fields}
+        described["sha256"]["config.json"] = _content_hash(described)
+        folder.write_json("config.json", described)
+
+    return change
+
+
 def wider(folder):
+    config = folder.read_json("config.json")["config"]
+    config["model"]["d_model"] = 32
+    rehashed(config=config)(folder)
+
+
+def rope(folder):
     described = folder.read_json("config.json")
-    described["config"]["model"]["d_model"] = 32
+    described["config"]["model"]["rope_theta"] = 500.0
     folder.write_json("config.json", described)
+
+
+def with_weight(value):
+    def change(folder):
+        weights = safetensors.torch.load(folder.read("model.safetensors"))
+        name = "blocks.0.attention.out.weight"
+        weights[name] = value(weights[name])
+        with_hash("model.safetensors", safetensors.torch.save(weights))(folder)
+
+    return change
+
+
+lost, whole = with_weight(lambda w: w * torch.nan), with_weight(lambda w: w.to(torch.int8))
+NO_END = Tokenizer(models.BPE()).to_str().encode()
 
 
 @pytest.mark.parametrize(
@@ -138,7 +171,16 @@ def wider(folder):
         (lambda folder: folder.write("config.json", b"{"), "config.json is damaged"),
         (lambda folder: folder.write("config.json", b"[]"), "config.json is no mapping"),
         (changed(format=2), "is an export of version 2, and this is LAHR with version 1"),
-        (changed(config={"seed": 1}), "missing model, data, train"),
+        (changed(format=True), "is an export of version True"),
+        (changed(config={"seed": 1}), "config.json is damaged or was changed"),
+        (changed(config=None), "config.json is damaged or was changed"),
+        (changed(sha256=[]), "config.json is damaged or was changed"),
+        (rope, "config.json is damaged or was changed"),
+        (rehashed(config={"seed": 1}), "missing model, data, train"),
+        (with_hash("tokenizer.json", NO_END), "has no <.endoftext.> token"),
+        (with_hash("model.safetensors", safetensors.torch.save({"w": torch.zeros(1)})), "of another shape"),
+        (lost, r"not finite \(blocks.0.attention.out.weight\): its run diverged"),
+        (whole, "in a type of whole numbers"),
         (wider, r"is of another shape than its configuration .*attention.out.weight \(16, 16\) there, \(32, 32\)"),
     ],
 )
@@ -147,6 +189,31 @@ def test_an_export_that_cannot_be_used_says_why(exported, damage, said):
     damage(exported)
     with pytest.raises(ConfigError, match=said):
         load(exported.uri)
+
+
+def test_without_a_gpu_a_model_for_one_is_refused(run, exported, monkeypatch):
+    """Caught: torch's own assertion."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for read in (find, load):
+        with pytest.raises(ConfigError, match="this machine has no GPU"):
+            read(run.uri if read is find else exported.uri, "cuda")
+
+
+def test_a_prompt_that_is_no_text_is_refused(exported):
+    with pytest.raises(ConfigError, match="is no text; give it in UTF-8"):
+        next(load(exported.uri).continuations(["\udcff"], 1))
+
+
+def test_without_a_number_of_tokens_there_are_as_many_as_fit(exported, monkeypatch):
+    """Caught: 100 in a context of 32; one too few."""
+    asked = []
+    monkeypatch.setattr(
+        "lahr.trained.generate", lambda model, ids, n, *rest, **options: asked.append((ids, n)) or []
+    )
+    back = load(exported.uri)
+    list(back.continuations(["The", "A dog"]))
+    ((ids, tokens),) = asked
+    assert tokens == 32 + 1 - max(map(len, ids))
 
 
 def test_nothing_is_overwritten_by_an_export(run, exported):

@@ -131,6 +131,15 @@ def test_the_useful_cost_is_the_design_pages_formula():
     assert training_flops_per_token(config) == pytest.approx(3 * sum(flops_per_token(config).values()))
 
 
+def test_passes_without_a_gradient_cost_their_forward_pass_only(cells):
+    """Caught: three times the forward cost for all of sixteen passes."""
+    config = replace(cells["latent"], latent_iterations=16)
+    forward = [sum(flops_per_token(config, passes=n).values()) for n in (16, 8)]
+    assert training_flops_per_token(config) == pytest.approx(forward[0] + 2 * forward[1])
+    act = replace(config, latent_halting="act")
+    assert training_flops_per_token(act) == pytest.approx(3 * sum(flops_per_token(act).values()))
+
+
 def test_a_part_that_is_off_costs_nothing(cells):
     """Caught: the memory's cost counted whatever its slots."""
     flops, counts = flops_per_token(cells["base"]), parameter_counts(cells["base"])

@@ -142,7 +142,7 @@ def test_draws_follow_the_probabilities():
 
 @settings(deadline=None)
 @given(
-    logits=st.lists(st.floats(-5, 5), min_size=2, max_size=12, unique=True),
+    logits=st.lists(st.integers(-500, 500).map(lambda n: n / 100), min_size=2, max_size=12, unique=True),
     k=st.integers(1, 12),
     p=st.floats(0.05, 1.0),
 )
@@ -157,6 +157,13 @@ def test_only_the_likeliest_are_kept(logits, k, p):
     if abs(float(probability[:needed].sum()) - p) > 1e-9:  # a tie is decided by rounding
         assert sorted(kept) == sorted(keep[:needed])
     assert order[0] in kept
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-45, 0.0])
+def test_a_temperature_near_zero_takes_the_likeliest_token(temperature):
+    """Caught: logits over a tiny temperature overflow, and the first token is drawn."""
+    logits = torch.tensor([[1.0, 3.0, 2.0]])
+    assert Sampling(temperature).draw(logits, [torch.Generator().manual_seed(0)]) == 1
 
 
 @pytest.mark.parametrize(
@@ -206,6 +213,8 @@ def test_a_cache_is_for_decoding_only(awake, tokens_BT):
     ):
         with pytest.raises(ValueError, match="a cache is for decoding"):
             call()
+    with pytest.raises(ValueError, match="give it with a cache"):
+        model(tokens_BT, real_BT=tokens_BT > 0)
     model.eval()
     cache = Cache()
     model(tokens_BT[:, :20], cache=cache)

@@ -234,6 +234,19 @@ def test_acts_ponder_cost_pulls_towards_fewer_passes():
     assert latent.exit.bias.grad < 0  # a larger bias leaves earlier, which costs less
 
 
+def test_the_model_adds_the_ponder_cost_with_its_weight(awake, tokens_BT, targets_BT):
+    """Caught: weight 1 whatever was asked for."""
+    losses = []
+    for weight in (0.0, 0.01, 0.5):
+        model = awake(replace(FULL, mod_capacity=1.0, latent_halting="act", latent_ponder=weight)).train()
+        given = []
+        model.latent.register_forward_hook(lambda module, args, result, given=given: given.append(result[1].loss))
+        output = model(tokens_BT, targets_BT)
+        assert float(output.loss - output.lm_loss) == pytest.approx(weight * float(given[0]), abs=1e-12)
+        losses.append(float(given[0]))
+    assert losses[0] > 1
+
+
 @torch.no_grad()
 def test_a_token_leaves_alone_as_it_does_in_a_batch(awake, tokens_BT):
     """Property 6. Caught: the batch's mean probability decides, as in the published code."""

@@ -118,6 +118,9 @@ def test_an_extra_cell_is_a_corner_with_options_at_other_values(make_design):
     assert router.id.startswith("mod~mod_router=random-s0-")
     assert trials["mod+latent~latent_core_layers=2~mod_gate=raw"].flops > plain["mod+latent"].flops
     assert design.digest() != make_design().digest()
+    plain_form = make_design().to_dict()
+    del plain_form["extras"]  # as it was written before there were any
+    assert Design.from_dict(plain_form) == make_design()
     assert Design.from_dict(json.loads(json.dumps(design.to_dict()))) == design
 
 
@@ -133,6 +136,14 @@ def test_an_extra_cell_is_a_corner_with_options_at_other_values(make_design):
         ("modd:mod_gate=raw", "names the cell 'modd' .did you mean 'mod'"),
         ("base:mod_gate=raw", "base~mod_gate=raw changes nothing: mod_gate belongs to what is off in base"),
         ("mod:mod_gate=sigmoid", "changes nothing"),
+        ("base:vocab_size=100", "sets vocab_size, which would change the data that the cell reads"),
+        ("base:max_seq_len=16", "sets max_seq_len, which would change the data"),
+        (
+            "mod:mod_capacity=1",
+            "sets mod_capacity, which is a factor of the study; give its levels with --capacity",
+        ),
+        ("latent:latent_exit=0.9", "changes nothing"),
+        ("memory:memory_layer=1", "changes nothing"),
         ("latent:latent_halting=gate", "latent_halting is 'gate' and latent_mode is 'fixed'"),
         ("memory:memory_kind=knn", "memory_kind is 'knn' and data.segments is 1"),
     ],

@@ -46,6 +46,10 @@ from lahr.training.progress import Progress as Record
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision, require
 
 
+LEVELS = {"mod": "mod_capacity", "latent": "latent_iterations", "memory": "memory_slots"}
+"""Mechanism → the field that turns it on."""
+
+
 @dataclass(frozen=True)
 class Options:
     """Trains one model."""
@@ -182,6 +186,11 @@ def train_one(argv: list[str]) -> int:
     options = parse(Options, _with_levels(argv), Options.of, "python -m lahr train")
     device = _device(options.device)
     model = options.model
+    for name, field in LEVELS.items():
+        check(
+            model.on(name) or not getattr(options, name),
+            f"--{name} is given, and model.{field} is {getattr(model, field)}, which turns it off; leave one out",
+        )
     _refuse_unused(model, preset(options.preset).model)
     precision = choose_precision(device) if options.precision == "auto" else options.precision
     config = TrialConfig(model, options.data, options.train, options.seed, precision)
@@ -236,9 +245,8 @@ def _with_levels(argv: list[str]) -> list[str]:
     Before anything is parsed, since a configuration is checked as a whole.
     """
     on = preset(preset_name(argv)).on
-    fields = {"mod": "mod_capacity", "latent": "latent_iterations", "memory": "memory_slots"}
     given = {word.partition("=")[0].replace("_", "-") for word in argv}
-    turned_on = [field for name, field in fields.items() if f"--{name}" in argv]
+    turned_on = [field for name, field in LEVELS.items() if f"--{name}" in argv]
     added = [f"--model.{f.replace('_', '-')}={on[f]}" for f in turned_on]
     return [*argv, *(option for option in added if option.partition("=")[0] not in given)]
 

@@ -176,8 +176,8 @@ class Design:
         changed = with_levels(model, dict(cell.extra.fields))
         check(
             changed.settled() != model.settled(),
-            f"--extra {cell.name} changes nothing: {', '.join(name for name, _ in cell.extra.fields)} belongs to what "
-            f"is off in {cell.extra.corner}, or has that value already",
+            f"--extra {cell.name} changes nothing: in {cell.extra.corner} "
+            f"{', '.join(name for name, _ in cell.extra.fields)} decides nothing, or has that value already",
         )
         return changed
 

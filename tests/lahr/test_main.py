@@ -123,6 +123,10 @@ def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
         (["export", "nowhere", "there"], "there is nothing at"),
         (["generate", "nowhere"], "there is nothing at"),
         (
+            ["train", "--mod", "--model.mod-capacity", "1"],
+            "--mod is given, and model.mod_capacity is 1.0, which turns it off; leave one out",
+        ),
+        (
             ["train", "--model.latent-halting", "act"],
             "model.latent_halting is 'act', but latent is off; turn it on with --latent, or leave it out",
         ),

@@ -134,7 +134,7 @@ def test_an_extra_cell_is_a_corner_with_options_at_other_values(make_design):
         ("mod:mod_router=rondom", "mod_router is 'rondom'; it must be one of top_k, threshold, random"),
         ("mod:mod_z_loss=much", "mod_z_loss is 'much'; it must be a number"),
         ("modd:mod_gate=raw", "names the cell 'modd' .did you mean 'mod'"),
-        ("base:mod_gate=raw", "base~mod_gate=raw changes nothing: mod_gate belongs to what is off in base"),
+        ("base:mod_gate=raw", "base~mod_gate=raw changes nothing: in base mod_gate decides nothing"),
         ("mod:mod_gate=sigmoid", "changes nothing"),
         ("base:vocab_size=100", "sets vocab_size, which would change the data that the cell reads"),
         ("base:max_seq_len=16", "sets max_seq_len, which would change the data"),

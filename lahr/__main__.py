@@ -45,7 +45,6 @@ from lahr.training.loop import train
 from lahr.training.progress import Progress as Record
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision, require
 
-
 LEVELS = {"mod": "mod_capacity", "latent": "latent_iterations", "memory": "memory_slots"}
 """Mechanism → the field that turns it on."""
 

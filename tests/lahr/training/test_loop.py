@@ -159,6 +159,21 @@ def test_constant_inputs_give_exact_constants_through_the_averages(tiny, tiny_da
     assert whole["bits_per_byte"] == pytest.approx(whole["val_loss"] / math.log(2) / 2.0, rel=1e-12)
 
 
+@torch.no_grad()
+def test_a_large_loss_is_reported_as_it_is(tiny, tiny_data):
+    """The published perplexity was capped at e¹⁰. Caught: the loss clamped to 10, and to 5."""
+    config = tiny("mod+latent+memory")
+    model = LAHR(config.model, seed=0).double().eval()
+    model.norm.weight.mul_(300.0)
+    inputs, targets = tiny_data.validation_blocks(4, 32)
+    direct = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    assert direct > 40
+    plain = torch.autocast("cpu", enabled=False)
+    found = evaluate(model, inputs, targets, micro_batch=4, autocast=plain, bytes_per_token=2.0, with_topk=False)
+    assert found["val_loss"] == pytest.approx(float(direct), rel=1e-9)
+    assert found["bits_per_byte"] == pytest.approx(float(direct) / math.log(2) / 2.0, rel=1e-9)
+
+
 def test_the_recorded_training_loss_is_the_mean_over_its_steps(tiny, tiny_data):
     fine = [r.metrics["train_loss"] for r in train(tiny(log_points=24), tiny_data, Runtime())]
     coarse = [r.metrics["train_loss"] for r in train(tiny(log_points=4, evaluations=4), tiny_data, Runtime())]

@@ -6,8 +6,8 @@ e is the stream where the core stands. 0 < Ā < 1, learned for each channel, dam
 stay stable (Geiping et al. 2025 for the recurrent depth). W_o starts at zero: at the start the model equals the one
 without it. Without plain blocks it is a Universal Transformer (Dehghani et al. 2018).
 
-A token may leave early. With an exit gate λ_t = σ(w·h_t/|h_t| + b) it leaves, at inference, once 1 − Π(1 − λ) reaches q;
-the gate learns from the losses of the passes' own readouts (`exit_loss`). With ACT (Graves 2016) it leaves, in training
+A token may leave early. With an exit gate λ_t = σ(w·h_t/|h_t| + b) it leaves, at inference, once 1 − Π(1 − λ) is q; the
+gate learns from the losses of the passes' own readouts (`exit_loss`). With ACT (Graves 2016) it leaves, in training
 too, once Σ λ reaches 1 − ε, and its state is the mean of its states weighted by λ, the last by what is left of 1.
 A token that has left is not computed again: its last keys and values serve the deeper passes of the others. With a
 capacity, a router picks after the first pass who runs the others, h ← h_1 + g(r)·(h_R − h_1), as in Mixture-of-Depths.

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -48,12 +49,21 @@ def held(folder: Folder) -> Iterator[None]:
                 folder.write(_NAME, _beat(me))
 
     heart = threading.Thread(target=beat, daemon=True)
+    ignored = (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread()
+    )
+    if (
+        ignored
+    ):  # a job that a shell started in the background: it could not be interrupted, by us or by `kill -INT`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     heart.start()
     try:
         yield
     finally:
         done.set()
         heart.join()
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         if _owner(folder) == me["owner"]:
             folder.remove(_NAME)
 

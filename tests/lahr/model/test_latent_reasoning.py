@@ -252,9 +252,11 @@ def test_the_model_adds_the_ponder_cost_with_its_weight(awake, tokens_BT, target
     for weight in (0.0, 0.01, 0.5):
         model = awake(replace(FULL, mod_capacity=1.0, latent_halting="act", latent_ponder=weight)).train()
         given = []
-        model.latent.register_forward_hook(lambda module, args, result, given=given: given.append(result[1].loss))
+        model.latent.register_forward_hook(
+            lambda module, args, result, given=given: given.append(result[1].loss.detach())
+        )
         output = model(tokens_BT, targets_BT)
-        assert float(output.loss - output.lm_loss) == pytest.approx(weight * float(given[0]), abs=1e-12)
+        assert float((output.loss - output.lm_loss).detach()) == pytest.approx(weight * float(given[0]), abs=1e-12)
         losses.append(float(given[0]))
     assert losses[0] > 1
 

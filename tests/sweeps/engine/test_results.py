@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from dataclasses import replace
 
@@ -175,8 +176,19 @@ def test_a_dead_sweeps_lease_is_taken_at_once_and_a_silent_ones_after_a_while(tm
         pass
 
 
-def test_a_sweep_that_lost_its_lease_stops_and_leaves_the_others_alone(tmp_path, monkeypatch):
-    """Its machine slept, say. Seen to fail: it overwrote the other's lease, and removed it at the end."""
+@pytest.mark.parametrize("start", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def test_a_sweep_that_lost_its_lease_stops_and_leaves_the_others_alone(tmp_path, monkeypatch, start):
+    """Its machine slept, say. Seen to fail: it overwrote the other's lease, and removed it at the end; and one that a
+    shell had started in the background, with Ctrl-C ignored, went on."""
+    before = signal.signal(signal.SIGINT, start)
+    try:
+        _lose_the_lease(tmp_path, monkeypatch)
+        assert signal.getsignal(signal.SIGINT) == start
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _lose_the_lease(tmp_path, monkeypatch):
     monkeypatch.setattr(lease, "_BEAT_S", 0.05)
     folder = Folder.at(tmp_path)
     theirs = {"host": "another", "pid": 1, "owner": "them", "time": time.time()}

@@ -1,6 +1,6 @@
 """Deliberate faults, one at a time, each of which the test of its property must catch.
 
-    make mutations                              all of them, about ten minutes on two cores
+    make mutations                              all of them, about three minutes on two idle cores
     python tests/mutations.py 7 mixture         those whose property, file or fault has one of the words in it
 
 The sources are copied into a temporary folder, a fault is put in, and the tests that should see it are run there. A

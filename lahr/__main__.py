@@ -31,16 +31,15 @@ from rich.progress import (
 )
 
 from lahr.config import DataConfig, TrainConfig, TrialConfig
-from lahr.data import Batches, prepare
+from lahr.data import prepare
 from lahr.errors import ConfigError, check, nearest
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
-from lahr.model.generation import Sampling
 from lahr.model_config import ModelConfig
 from lahr.options import parse, preset_name, run
 from lahr.plain import from_dict
 from lahr.presets import Preset, preset
-from lahr.trained import export, find, sampling_of
+from lahr.trained import SamplingOptions, export, find
 from lahr.training.loop import train
 from lahr.training.progress import Progress as Record
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision, require
@@ -84,7 +83,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class GenerateOptions:
+class GenerateOptions(SamplingOptions):
     """Continues prompts with a trained model."""
 
     place: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PLACE")]
@@ -92,26 +91,14 @@ class GenerateOptions:
     prompt: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Text to continue, the beginning of a document; may be given several times, for a batch. Without one the model
     begins by itself."""
-    tokens: int | None = None
-    """New tokens at most, by default 100 or as many as fit; a text that ends is shorter."""
-    temperature: float = 0.8
-    """0 takes the likeliest token each time."""
-    top_k: int | None = None
-    """Draw from the k likeliest only."""
-    top_p: float = 1.0
-    """Draw from the likeliest only that hold this share of the probability together."""
     seed: int = 0
     """Of the draws; the same one draws alike from every model."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU if there is one."""
 
     def __post_init__(self) -> None:
-        check(self.tokens is None or self.tokens >= 1, f"--tokens is {self.tokens}; it must be at least 1")
-        self.sampling()
-
-    def sampling(self) -> Sampling:
-        """How tokens are drawn."""
-        return sampling_of(self.temperature, self.top_k, self.top_p, self.seed, "seed")
+        super().__post_init__()
+        self.sampling(self.seed, "seed")
 
 
 @dataclass(frozen=True)
@@ -144,7 +131,7 @@ def generate(argv: list[str]) -> int:
     prompts = options.prompt or ("",)
     # The text itself goes out as it is, not through rich, which would take `:smile:` or `[red]` for its own.
     sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
-    continuations = trained.continuations(prompts, options.tokens, options.sampling())
+    continuations = trained.continuations(prompts, options.tokens, options.sampling(options.seed, "seed"))
     if len(prompts) == 1:
         shown = 0
         for n, (text,) in enumerate(continuations):
@@ -208,9 +195,6 @@ def train_one(argv: list[str]) -> int:
         f"{options.preset}-s{config.seed}-{config.fingerprint(data.content_hash)}"
     )
     require(config, runtime)
-    Batches(
-        data.train, config.train.batch_size, model.max_seq_len, config.seed, config.data.segments
-    )  # or it says why
     if folder.exists("config.json"):
         begun = _begun(folder)
         differing = [f"{name} {then}, now {now}" for name, (then, now) in begun.differences(runtime).items()]

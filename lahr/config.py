@@ -136,7 +136,7 @@ class TrialConfig:
             f"train.tokens is {self.train.tokens}, fewer than one batch of {self.train.batch_size} x "
             f"{self.model.max_seq_len} = {self.tokens_per_step} tokens; raise it or lower train.batch_size",
         )
-        check(self.seed >= 0, f"the seed is {self.seed}; it must be 0 or more")
+        check(0 <= self.seed < 2**64, f"the seed is {self.seed}; it must be 0 to 2**64 - 1")
         check(
             self.train.batch_size % self.data.segments == 0,
             f"train.batch_size is {self.train.batch_size}, which is no whole number of rows of {self.data.segments} "

@@ -82,13 +82,29 @@ def _is_text(text: str) -> bool:
     return True
 
 
-def sampling_of(temperature: float, top_k: int | None, top_p: float, seed: int, seed_option: str) -> Sampling:
-    """How tokens are drawn, from the options of those names; `ConfigError` names the one that cannot be used."""
-    check(0 <= seed < 1 << 32, f"--{seed_option} is {seed}; it must be 0 to {(1 << 32) - 1}")
-    try:
-        return Sampling(temperature, top_k, top_p, seed)
-    except ValueError as error:
-        raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
+@dataclass(frozen=True, kw_only=True)
+class SamplingOptions:
+    """The part of a command line that says what is drawn."""
+
+    tokens: int | None = None
+    """New tokens at most, by default 100 or as many as fit; a text that ends is shorter."""
+    temperature: float = 0.8
+    """0 takes the likeliest token each time."""
+    top_k: int | None = None
+    """Draw from the k likeliest only."""
+    top_p: float = 1.0
+    """Draw from the likeliest only that hold this share of the probability together."""
+
+    def __post_init__(self) -> None:
+        check(self.tokens is None or self.tokens >= 1, f"--tokens is {self.tokens}; it must be at least 1")
+
+    def sampling(self, seed: int, seed_option: str) -> Sampling:
+        """How tokens are drawn; `ConfigError` names the option that cannot be used."""
+        check(0 <= seed < 1 << 32, f"--{seed_option} is {seed}; it must be 0 to {(1 << 32) - 1}")
+        try:
+            return Sampling(self.temperature, self.top_k, self.top_p, seed)
+        except ValueError as error:
+            raise ConfigError(f"--{str(error).replace('_', '-', 1)}") from error
 
 
 def find(place: str, device: str = "cpu") -> Trained:
@@ -168,16 +184,16 @@ def load(place: str, device: str = "cpu") -> Trained:
         folder.exists(CONFIG), f"{folder.uri} is no exported folder: it has no {CONFIG}; make one with lahr export"
     )
     described = _json(folder)
-    version = described.pop("format", None)
+    version = described.get("format")
     check(
         version == FORMAT and not isinstance(version, bool),
         f"{folder.uri} is an export of version {version}, and this is LAHR with version {FORMAT}; export it again "
         "with the LAHR that reads it",
     )
-    hashes = described.pop("sha256", None)
+    hashes: Any = described.get("sha256")
     whole = isinstance(hashes, dict) and all(isinstance(described.get(k), dict) for k in ("config", "trained"))
     check(
-        whole and hashes.get(CONFIG) == _content_hash({"format": FORMAT, **described}),
+        whole and hashes.get(CONFIG) == _content_hash(described),
         f"{folder.uri}/{CONFIG} is damaged or was changed (its sha256 is not the one in it); export it again",
     )
     files = {}
@@ -209,6 +225,7 @@ def _check_device(device: str) -> None:
 
 
 def _content_hash(described: Mapping[str, Any]) -> str:
+    """Of an export's configuration file, but for the hashes in it."""
     return hashlib.sha256(
         canonical_json({k: v for k, v in described.items() if k != "sha256"}).encode()
     ).hexdigest()

@@ -14,17 +14,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lahr.errors import check
+from lahr.errors import ConfigError, check
 from lahr.files import Folder
-from lahr.model.generation import Sampling
 from lahr.options import parse
 from lahr.options import run as run_main
-from lahr.trained import find, sampling_of
+from lahr.trained import SamplingOptions, find
 from sweeps.engine.results import Results
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(SamplingOptions):
     """Continues a prompt with each cell of one seed block."""
 
     results: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RESULTS")]
@@ -33,24 +32,12 @@ class Options:
     """Text to continue, the beginning of a document; empty lets the models begin."""
     seed: int = 0
     """The seed block."""
-    tokens: int | None = None
-    """New tokens at most, by default 100 or as many as fit; a text that ends is shorter."""
-    temperature: float = 0.8
-    """0 takes the likeliest token each time."""
-    top_k: int | None = None
-    """Draw from the k likeliest only."""
-    top_p: float = 1.0
-    """Draw from the likeliest only that hold this share of the probability together."""
     draw: int = 0
     """Seed of the draws, the same for every cell."""
 
     def __post_init__(self) -> None:
-        check(self.tokens is None or self.tokens >= 1, f"--tokens is {self.tokens}; it must be at least 1")
-        self.sampling()
-
-    def sampling(self) -> Sampling:
-        """How tokens are drawn."""
-        return sampling_of(self.temperature, self.top_k, self.top_p, self.draw, "draw")
+        super().__post_init__()
+        self.sampling(self.draw, "draw")
 
 
 def main(argv: list[str]) -> int:
@@ -79,8 +66,13 @@ def main(argv: list[str]) -> int:
                 shown.add_row(trial.cell, "–", Text("not finished yet", style="dim"))
                 continue
             status.update(f"{trial.cell}, {n} of {len(trials)} …")
-            trained = find(results.folder.child("trials").child(trial.id).uri)
-            *_, (text,) = trained.continuations([options.prompt], options.tokens, options.sampling())
+            try:
+                trained = find(results.folder.child("trials").child(trial.id).uri)
+            except ConfigError as error:  # it diverged, or was taken over: the others can still be compared
+                shown.add_row(trial.cell, f"{losses[trial.cell]:.4f}", Text(str(error), style="dim"))
+                continue
+            sampling = options.sampling(options.draw, "draw")
+            *_, (text,) = trained.continuations([options.prompt], options.tokens, sampling)
             written = Text(options.prompt, style="bold") + Text(text)
             shown.add_row(trial.cell, f"{losses[trial.cell]:.4f}", written)
     console.print(shown)

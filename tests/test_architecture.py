@@ -19,7 +19,6 @@ SWEEPS_MAY = {
     "lahr.plain",
     "lahr.presets",
     "lahr.model.flops",
-    "lahr.model.generation",
     "lahr.trained",
     "lahr.distributed",
     "lahr.files",

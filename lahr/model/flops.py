@@ -69,9 +69,9 @@ def exit_readouts(config: ModelConfig, passes: float | None = None) -> float:
     return passes / EXIT_STRIDE * (a_pass * (passes > 1) + 2 * d)
 
 
-def _block_over(c: ModelConfig, length: float, useful: bool) -> float:
+def _block_over(c: ModelConfig, length: int, useful: bool) -> float:
     """A block's cost for one of `length` tokens that see one another."""
-    keys = length / 2 if useful else attention_span(int(length))
+    keys = length / 2 if useful else attention_span(length)
     return 2 * _block_matrices(c) + 4 * c.d_model * keys
 
 

@@ -180,7 +180,7 @@ class LatentReasoning(nn.Module):
                 continue
             run = run + inside_BT.sum()
             # All tokens at first, in their own places, so that every layer has a key of each.
-            width = T if t == 1 else max(int(inside_BT.sum(1).max()), 1)
+            width = T if t == 1 else int(inside_BT.sum(1).max())
             places_BK, real_BK = pack(inside_BT if t > 1 else torch.ones_like(inside_BT), width)
             rotary = window.at(places_BK, real_BK).rotary
             inside = Inside(rotary, real_BK, whole=here, places_BK=places_BK, latest=latest)

@@ -132,6 +132,7 @@ def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
         ),
         (["train", "--data", "nowhere.txt"], "no such file or folder"),
         (["train", "--threads", "0"], "threads is 0"),
+        (["train", "--seed", str(2**64)], "it must be 0 to 2**64 - 1"),
         (["train", "--threads", "100000"], "threads is 100000; it must be 1 to 1024"),
         (["train", "--model.vocab-size", "100"], "at least 257"),
         (["train", "--sed", "1"], "did you mean --seed?"),

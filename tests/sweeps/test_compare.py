@@ -51,6 +51,14 @@ def test_finished_cells_are_continued_and_the_others_named(sweep, monkeypatch):
     assert f"{pd.Series(table['val_loss']).iloc[1]:.4f}" in other
 
 
+def test_a_cell_that_cannot_be_loaded_is_said_in_its_row(sweep, monkeypatch):
+    """It diverged, or was taken over from another sweep. Caught: the comparison ended by it."""
+    sweep.checkpoints.remove(sweep.design().trials()[1].id)
+    text = shown([sweep.folder.uri, "--tokens", "3"], monkeypatch)
+    assert "taken over from another sweep" in " ".join(text.replace("│", " ").split())
+    assert text.count("not finished yet") == 7
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -6,31 +6,37 @@ restarted by Ray Train, finds each trial's own checkpoint, and reports again wha
 driver counts by the trial's own step, so nothing is lost and nothing counts twice.
 """
 
+import os
+import socket
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from lahr.config import TrialConfig
-from lahr.data import TokenData, prepare
+from lahr.data import TokenData, fetch
+from lahr.errors import ConfigError, StorageError, check
 from lahr.files import Folder
+from lahr.machine import Demands
 from lahr.plain import from_dict
-from lahr.training import checkpoints
+from lahr.training.attempts import DEATHS, Attempt, Superseded, Watchdog
 from lahr.training.loop import train
-from lahr.training.progress import Progress
-from lahr.training.runtime import Runtime
+from lahr.training.parallel import first_says, from_first
+from lahr.training.runtime import Runtime, require
+from lahr.training.watch import Watch
 
 _REPORT_EVERY_S = 2.0
-_ATTEMPTS = 3
-"""How often one trial may be begun at the same checkpoint, in one start of the sweep, before it is given up."""
-_ATTEMPTS_FILE = "attempts.json"
-
+_ASKED_EVERY_S = 2.0
+"""How often a worker that is alone asks whether its machine is about to be taken away."""
+_ASKED_IN_ALL = 500
+"""How often several workers together ask it in a trial: each time they wait for one another."""
 
 @dataclass(frozen=True)
 class Launch:
@@ -41,12 +47,18 @@ class Launch:
     runtime: Runtime
     checkpoints: str
     """Path or URI of the folder of all trials' checkpoints."""
+    data: str
+    """Path or URI of the prepared data; a machine that has no copy in its cache takes one from there."""
     content_hash: str
-    """What the data must be: a worker prepares its own copy where its machine has none, and compares."""
+    """What the data must be."""
     cache: str
     """Where prepared data lies on each machine."""
     start: str
     """Names this start of the sweep: attempts are counted within it."""
+    demands: Demands
+    """What a machine must be to take part."""
+    hang_after: float
+    """Seconds without a step after which a trial counts as hung."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the way to the workers."""
@@ -56,13 +68,15 @@ class Launch:
     def from_dict(values: Mapping[str, Any]) -> "Launch":
         """The inverse of `to_dict`."""
         trials = {name: from_dict(TrialConfig, config) for name, config in values["trials"].items()}
-        return Launch(**{**values, "trials": trials, "runtime": from_dict(Runtime, values["runtime"])})
+        parts = {"runtime": from_dict(Runtime, values["runtime"]), "demands": from_dict(Demands, values["demands"])}
+        return Launch(**{**values, "trials": trials, **parts})
 
 
 def fit(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
     """Runs the launch in Ray Train to its end; what it reports reaches `callbacks`.
 
-    `storage` is a path or URI for Ray's own state. Raises what Ray Train raises when workers could not be kept alive.
+    `storage` is a folder of this machine for Ray's own state, which is never read again. Raises what Ray Train raises
+    when workers could not be kept alive.
     """
     TorchTrainer(
         _work,
@@ -78,53 +92,111 @@ def fit(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
             storage_path=storage,
             callbacks=callbacks,
             # Each trial has its own attempts, counted on storage; this bound only ends a group that never comes up.
-            failure_config=ray.train.FailureConfig(max_failures=_ATTEMPTS * len(launch.trials)),
+            failure_config=ray.train.FailureConfig(max_failures=DEATHS * (1 + len(launch.trials))),
         ),
     ).fit()
 
 
 def worker_resources(runtime: Runtime) -> dict[str, float]:
     """What Ray has to keep free for one worker of a trial."""
-    return {"CPU": runtime.threads, **({"GPU": 1} if runtime.device == "cuda" else {})}
+    gpus = {"GPU": 1 / runtime.trials_per_gpu} if runtime.device == "cuda" else {}
+    return {"CPU": runtime.threads, **gpus}
 
 
 def _work(values: Mapping[str, Any]) -> None:
     """One worker's whole life: every trial of the launch in turn."""
-    launch = Launch.from_dict(values)
-    reporter = _Reporter()
-    prepared: dict[str, TokenData] = {}
-    for trial, config in launch.trials.items():
-        folder = Folder.at(launch.checkpoints).child(trial)
-        error = _agree(_begin_attempt(folder, launch.start) if _is_first() else None)
-        if error is not None:
-            reporter.add({"trial": trial, "failed": error}, flush=True)
-            continue
-        try:
-            data = _data(launch, config, prepared)
-            warnings: list[str] = []
-            for record in train(config, data, launch.runtime, folder, warnings):
-                row = {"trial": trial, "progress": record.to_json(), "warnings": warnings[:]}
-                warnings.clear()
-                reporter.add(row, flush=record.status != "running")
-            if _is_first():
-                folder.remove(_ATTEMPTS_FILE)  # a restart replays what is done; that is no attempt at it
-        except Exception:
-            if _is_first():
-                _note_error(folder, launch.start, traceback.format_exc(limit=-3))
-            raise  # Ray Train restarts the group; the next attempt goes on from the checkpoint
+    launch, reporter = Launch.from_dict(values), _Reporter()
+    group = ray.util.get_current_placement_group()
+    reporter.add({"group": group.id.hex() if group else None}, flush=True)
+    # What is no trial's doing, and what no other attempt would meet with more luck, ends the sweep and says why.
+    refusal = _first_of_any(_unfit(launch))
+    try:
+        for trial, config in launch.trials.items() if refusal is None else ():
+            _try(launch, trial, config, reporter)
+    except StorageError as error:  # raised on every rank, or on none
+        refusal = str(error)
+    if refusal is not None:
+        reporter.add({"refused": refusal}, flush=True)
+        raise RuntimeError(refusal)
 
 
-def _data(launch: Launch, config: TrialConfig, prepared: dict[str, TokenData]) -> TokenData:
-    key = repr((config.data, config.model.vocab_size, config.model.max_seq_len))
-    if key not in prepared:
-        data = prepare(config.data, config.model.vocab_size, config.model.max_seq_len, Path(launch.cache))
-        if data.content_hash != launch.content_hash:
-            raise RuntimeError(
-                f"the data on this machine has content hash {data.content_hash[:12]}, the sweep's has "
-                f"{launch.content_hash[:12]}: give every machine the same corpus"
-            )
-        prepared[key] = data
-    return prepared[key]
+def _unfit(launch: Launch) -> str | None:
+    """Why this machine can run none of the launch's trials; None where it can."""
+    try:
+        for config in launch.trials.values():
+            require(config, launch.runtime)
+            _data(launch, config)
+    except (ConfigError, StorageError) as error:
+        return f"{socket.gethostname()}: {error}"
+    return launch.demands.unmet()
+
+
+def _data(launch: Launch, config: TrialConfig) -> TokenData:
+    data = fetch(Folder.at(launch.data), config.data, config.model.max_seq_len, Path(launch.cache))
+    check(
+        data.content_hash == launch.content_hash,
+        f"the data at {launch.data} has content hash {data.content_hash[:12]}, the sweep's has "
+        f"{launch.content_hash[:12]}; start the sweep again",
+    )
+    return data
+
+
+def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter") -> None:
+    """One attempt at one trial, reported as it goes; raises what it raises, for Ray Train to begin the next."""
+    folder = Folder.at(launch.checkpoints).child(trial)
+    attempt = from_first(lambda: Attempt.begin(folder, launch.start))
+    if isinstance(attempt, str):
+        reporter.add({"trial": trial, "failed": attempt}, flush=True)
+        return
+    watchdog = Watchdog(launch.hang_after, lambda said: attempt.failed(said) if _is_first() else None)
+    warnings: list[str] = []
+
+    def resumed(step: int) -> None:
+        reporter.add({"trial": trial, "resumed": step, "warnings": warnings[:]}, flush=True)
+
+    watch = _Watch(attempt, watchdog, resumed, config.steps)
+    try:
+        for record in train(config, _data(launch, config), launch.runtime, folder, warnings, watch):
+            reporter.add({"trial": trial, "progress": record.to_json()}, flush=record.status != "running")
+        if _is_first():
+            attempt.done()
+    except (Superseded, StorageError):
+        raise
+    except Exception:
+        if _is_first():
+            attempt.failed(traceback.format_exc(limit=-3))
+        raise
+    finally:
+        watchdog.close()
+
+
+class _Watch(Watch):
+    """Keeps the watchdog quiet, the trial's folder its owner's, and saves where a machine is about to be taken away."""
+
+    def __init__(
+        self, attempt: Attempt, watchdog: Watchdog, resumed: Callable[[int], None], steps: int
+    ) -> None:
+        self.resumed = resumed  # type: ignore[method-assign]
+        self.saving = attempt.check_owner  # type: ignore[method-assign]
+        self.alive = watchdog.alive  # type: ignore[method-assign]
+        self._steps, self._every = 0, max(1, steps // _ASKED_IN_ALL)
+        self._alone = ray.train.get_context().get_world_size() == 1
+        self._last_asked = time.monotonic()
+        self._answered: Any = None
+
+    def stepped(self) -> bool:
+        self.alive()
+        self._steps += 1
+        now = time.monotonic()
+        due = now - self._last_asked > _ASKED_EVERY_S if self._alone else self._steps % self._every == 0
+        if not due or os.environ.get("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER") == "0":
+            return False
+        self._last_asked = now
+        notice = ray.train.get_preemption_info()
+        if notice is None or notice == self._answered:
+            return False
+        self._answered = notice
+        return True
 
 
 class _Reporter:
@@ -138,7 +210,7 @@ class _Reporter:
         """Keeps the row, and reports all kept ones when `flush` is set or the last report is some time ago."""
         self._rows.append(row)
         # Every rank must report or none: rank 0's clock decides for all.
-        if flush or _agree(time.monotonic() - self._last > _REPORT_EVERY_S):
+        if flush or first_says(time.monotonic() - self._last > _REPORT_EVERY_S):
             ray.train.report({"rows": self._rows})
             self._rows, self._last = [], time.monotonic()
 
@@ -147,41 +219,10 @@ def _is_first() -> bool:
     return ray.train.get_context().get_world_rank() == 0
 
 
-def _agree(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+def _first_of_any(said: str | None) -> str | None:
+    """What the first rank that has something to say says, on every rank."""
     if ray.train.get_context().get_world_size() == 1:
-        return value
-    shared = [value]
-    dist.broadcast_object_list(shared)
-    return shared[0]
-
-
-def _begin_attempt(folder: Folder, start: str) -> str | None:
-    """Counts one more attempt at this trial since its newest checkpoint; why there is none left, else None."""
-    known = _attempts(folder, start)
-    step = checkpoints.latest_step(folder)
-    count = known["count"] if known["step"] == step else 0
-    if count >= _ATTEMPTS:
-        return f"given up after {count} attempts at step {step}; the last one: {known['error']}"
-    died = "the worker died (killed, or out of memory)"
-    folder.write_json(_ATTEMPTS_FILE, {"start": start, "step": step, "count": count + 1, "error": died})
-    return None
-
-
-def _note_error(folder: Folder, start: str, error: str) -> None:
-    folder.write_json(_ATTEMPTS_FILE, {**_attempts(folder, start), "error": error})
-
-
-def _attempts(folder: Folder, start: str) -> dict[str, Any]:
-    if folder.exists(_ATTEMPTS_FILE):
-        known = folder.read_json(_ATTEMPTS_FILE)
-        if known["start"] == start:
-            return known
-    return {"start": start, "step": -1, "count": 0, "error": ""}
-
-
-def progress_of(row: Mapping[str, Any]) -> tuple[str, Progress | str, list[str]]:
-    """What a reported row says: the trial's id, its progress or why it failed, and warnings."""
-    if "failed" in row:
-        return row["trial"], row["failed"], []
-    return row["trial"], Progress.from_json(row["progress"]), row["warnings"]
+        return said
+    all_said: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(all_said, said)
+    return next((said for said in all_said if said is not None), None)

@@ -62,11 +62,11 @@ def prepare(
     key = _key(config, corpus, vocab_size, validation_tokens)
     slug = re.sub(r"\W+", "-", Path(config.corpus.strip()).name).strip("-").lower()[:40]
     folder = Path(cache).expanduser().resolve() / f"{slug or 'corpus'}-{key[:16]}"
-    if not _is_whole(folder):
-        with _lock(folder):
-            if not _is_whole(folder):  # another process may have prepared it while this one waited
+    if not is_whole(folder):
+        with locked(folder):
+            if not is_whole(folder):  # another process may have prepared it while this one waited
                 _prepare_into(folder, corpus, config, vocab_size, validation_tokens, report)
-    return _open(folder, config, block)
+    return opened(folder, config, block)
 
 
 def _validation_tokens(needed: int) -> int:
@@ -91,7 +91,8 @@ def _key(config: DataConfig, corpus: Corpus, vocab_size: int, validation_tokens:
     return hashlib.sha256(canonical_json(what).encode()).hexdigest()
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether prepared data lies there and is what its manifest says; a warning where it is damaged."""
     if not folder.exists():
         return False
     try:
@@ -103,7 +104,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """One process at a time; the system drops the lock of a process that dies."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with open(folder.with_name(folder.name + ".lock"), "w") as file:
@@ -208,7 +209,8 @@ def _encode(
         report(min(1.0, writer.n_tokens / limit))
 
 
-def _open(folder: Path, config: DataConfig, block: int) -> TokenData:
+def opened(folder: Path, config: DataConfig, block: int) -> TokenData:
+    """The prepared data that lies whole in `folder`. `ConfigError` where it is too small for what is asked of it."""
     manifest = read_manifest(folder)
     data = TokenData(
         folder=folder,

@@ -1,6 +1,7 @@
 """Validation loss: the same windows every time, all of them, under causal routing; top-k beside it at the end."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -21,22 +22,23 @@ def evaluate(
     bytes_per_token: float,
     with_topk: bool,
     segments: int = 1,
+    alive: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """`val_loss` in nats a token (causal routing, mean over all windows), `bits_per_byte` and the mechanisms' metrics.
 
     `with_topk` adds `val_loss_topk` and `router_gap` (causal minus top-k) where something is routed. Every rank
     evaluates its share of the windows, in as many forward passes as every other, and gets the whole mean. With
     `segments` the windows are rows of so many, which stay whole: `micro_batch` is a multiple, and there is a row for
-    each rank.
+    each rank. `alive` is called after every forward pass.
     """
     was_training = model.training
     model.eval()
     try:
-        metrics = _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "causal", segments)
+        metrics = _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "causal", segments, alive)
         if with_topk:
             routed = any(name.startswith("mod/") for name in metrics)
             topk = (
-                _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "topk", segments)
+                _mean_over_windows(model, inputs_NT, targets_NT, micro_batch, autocast, "topk", segments, alive)
                 if routed
                 else metrics
             )
@@ -56,6 +58,7 @@ def _mean_over_windows(
     autocast: torch.autocast,
     routing: Routing,
     segments: int,
+    alive: Callable[[], None],
 ) -> dict[str, float]:
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     device = next(model.parameters()).device
@@ -75,6 +78,7 @@ def _mean_over_windows(
         for name, value in {"val_loss": output.lm_loss, **output.metrics}.items():
             # Weighted by windows, so that a last smaller batch counts for what it holds.
             sums[name] = sums.get(name, 0.0) + value.double() * weight  # type: ignore[assignment]
+        alive()
         if output.memory_use is not None:
             use = output.memory_use.double() * (weight > 0)
             memory_use = use if memory_use is None else memory_use + use

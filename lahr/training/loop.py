@@ -7,7 +7,7 @@ copy of the model or a part of it (`parallel.py`), and all go on from the checkp
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ from lahr.training.optimizer import (
 )
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime, peak_memory_mib, require, reset_peak_memory
+from lahr.training.watch import Watch
 
 _EVALUATED_AT_ONCE = 2
 """Windows in a batch of an evaluation, for each that trains at once: without a gradient logits take half the room."""
@@ -74,16 +75,17 @@ def train(
     runtime: Runtime,
     checkpoint_folder: Folder | None = None,
     warn: list[str] | None = None,
+    watch: Watch | None = None,
 ) -> Iterator[Progress]:
     """Trains one trial to its end, yielding a record at every milestone.
 
     With a `checkpoint_folder` it goes on from the newest checkpoint that holds; the records up to there are yielded
     again first, so no curve has a hole. What was wrong with newer checkpoints is added to `warn`. A loss that is
-    not finite ends the run with a record whose status is `diverged`. Raises `ConfigError` if this machine lacks
-    what `runtime` and the precision ask for.
+    not finite ends the run with a record whose status is `diverged`. `watch` looks on, and may ask for a checkpoint
+    at any step. Raises `ConfigError` if this machine lacks what `runtime` and the precision ask for.
     """
     require(config, runtime)
-    run = _Run(config, data, runtime)
+    run = _Run(config, data, runtime, watch or Watch())
     records: list[Progress] = []
     if checkpoint_folder is not None:
         fingerprint = config.fingerprint(data.content_hash)
@@ -93,23 +95,29 @@ def train(
         if restored is not None:
             run.load(restored)
             records = [Progress.from_json(record) for record in restored.meta["records"]]
-            yield from records
-            if records[-1].status != "running":
-                return
-    for record in run.steps(records[-1] if records else None):
+    run.watch.resumed(run.step)
+    yield from records
+    if records and records[-1].status != "running":
+        return
+
+    def save(interval: dict[str, Any]) -> None:
+        if checkpoint_folder is not None:
+            said = [record.to_json() for record in records]
+            run.save(checkpoint_folder, {"fingerprint": fingerprint, "records": said, "interval": interval})
+
+    for record in run.steps(records[-1] if records else None, save):
         records.append(record)
-        save_now = run.step in run.milestones.checkpoint or record.status != "running"
-        if checkpoint_folder is not None and save_now:
-            run.save(checkpoint_folder, {"fingerprint": fingerprint, "records": [r.to_json() for r in records]})
+        if run.asked or run.step in run.milestones.checkpoint or record.status != "running":
+            save({})
         yield record
 
 
 class _Run:
     """The moving parts of one trial: weights, optimiser, position."""
 
-    def __init__(self, config: TrialConfig, data: TokenData, runtime: Runtime) -> None:
+    def __init__(self, config: TrialConfig, data: TokenData, runtime: Runtime, watch: Watch) -> None:
         torch.set_num_threads(runtime.threads)
-        self.config, self.runtime = config, runtime
+        self.config, self.runtime, self.watch = config, runtime, watch
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = torch.device(runtime.device)
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
@@ -124,6 +132,10 @@ class _Run:
         self.passes: list[torch.Tensor] = []
         """Of the latent core, in each step since the last record."""
         self.step = 0
+        self.interval: dict[str, Any] = {}
+        """What a checkpoint between two records said of the steps since the first of them; empty at a record."""
+        self.asked = False
+        """Whether the watch asked for a checkpoint after the last step."""
         self.pairing = ""
         self.horizon = config.steps
         """Steps of the run whose schedule is followed: this one's, or those of a branch while it decays."""
@@ -148,17 +160,18 @@ class _Run:
 
     def save(self, folder: Folder, meta: dict[str, Any]) -> None:
         """A checkpoint of this step: the whole by rank 0, or each rank's part by itself."""
+        checkpoint = Checkpoint(self.step, self.tensors(), meta)
         if self.runtime.sharding == "shard":
-            checkpoints.save_sharded(folder, Checkpoint(self.step, self.tensors(), meta))
-        elif self.rank == 0:
-            checkpoints.save(folder, Checkpoint(self.step, self.tensors(), meta))
+            checkpoints.save_sharded(folder, checkpoint, self.watch.saving)
+        else:
+            parallel.from_first(lambda: checkpoints.save(folder, checkpoint, self.watch.saving))
 
     def newest(self, folder: Folder, fingerprint: str) -> tuple[Checkpoint | None, list[str]]:
         """The newest good checkpoint by rank 0's judgement, on every rank: the others may not see the same disk."""
         if self.runtime.sharding == "shard":
             room = {**self.tensors(), **empty_optimizer_tensors(self.optimizer)}
             return checkpoints.newest_sharded(folder, fingerprint, room)
-        return parallel.first_says(checkpoints.newest(folder, fingerprint) if self.rank == 0 else (None, []))
+        return parallel.from_first(lambda: checkpoints.newest(folder, fingerprint))
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes to where `checkpoint` was taken."""
@@ -171,21 +184,32 @@ class _Run:
         if self.device.type == "cuda" and "random.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["random.cuda"])
         self.step = checkpoint.step
+        self.interval = checkpoint.meta.get("interval", {})
 
-    def steps(self, last: Progress | None) -> Iterator[Progress]:
-        """Steps to the end, a record at each milestone; `last` is the record to go on from."""
+    def steps(self, last: Progress | None, save: Callable[[dict[str, Any]], None]) -> Iterator[Progress]:
+        """Steps to the end, a record at each milestone; `last` is the record to go on from.
+
+        `save` is called between records where the watch asks for it, with what has to be kept of the steps since the
+        last one, so that a resume from there makes the same record of them.
+        """
         reset_peak_memory(self.runtime.device)
-        self.pairing = last.pairing if last else ""
-        seconds, flops, since = (last.seconds if last else 0.0), (last.flops if last else 0.0), self.step
-        losses = torch.zeros((), dtype=torch.float64, device=self.device)
+        seconds, flops, since = (last.seconds, last.flops, last.step) if last else (0.0, 0.0, 0)
+        begun = self.interval or {"loss": 0.0, "passes": [], "seconds": 0.0, "pairing": last.pairing if last else ""}
+        self.pairing, carried = begun["pairing"], begun["seconds"]
+        losses = torch.tensor(begun["loss"], dtype=torch.float64, device=self.device)
+        self.passes = [torch.tensor(p, dtype=torch.float64, device=self.device) for p in begun["passes"]]
         while self.step < self.config.steps:
-            started = time.perf_counter()
+            started = time.perf_counter() - carried
+            carried = 0.0
             grad_norm = torch.zeros(())
             while True:
                 loss, grad_norm = self._step()
                 losses += loss
+                self.asked = self.watch.stepped()
                 if self.step in self.milestones.record:
                     break
+                if self.asked:
+                    save(self._interval(losses, time.perf_counter() - started))
             mean_loss = self._mean_over_ranks(losses) / (self.step - since)
             took = time.perf_counter() - started  # reading the loss has waited for the device
             seconds += took
@@ -219,6 +243,18 @@ class _Run:
             losses.zero_()
             since = self.step
 
+    def _interval(self, losses: torch.Tensor, took: float) -> dict[str, Any]:
+        """What a resume in the middle of an interval has to know of its steps so far."""
+        passes = torch.stack(self.passes)
+        if self.world > 1:
+            dist.all_reduce(passes)
+        return {
+            "loss": self._mean_over_ranks(losses),
+            "passes": (passes / self.world).tolist(),
+            "seconds": took,
+            "pairing": self.pairing,
+        }
+
     def _executed_flops(self) -> float:
         """Training FLOPs since the last record, each step with the passes that it ran."""
         passes = torch.stack(self.passes)
@@ -242,6 +278,7 @@ class _Run:
         self.horizon = horizon
         while self.step < horizon:
             self._step()
+            self.watch.alive()
         loss = self._evaluate(False)["val_loss"]
         self.horizon = self.config.steps
         self.load(here)
@@ -315,4 +352,5 @@ class _Run:
             bytes_per_token=self.bytes_per_token,
             with_topk=final,
             segments=self.config.data.segments,
+            alive=self.watch.alive,
         )

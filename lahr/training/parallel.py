@@ -5,6 +5,7 @@ a process keeps 1/N of the weights, gradients and moments, and has one module's 
 """
 
 import warnings
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -75,8 +76,24 @@ def whole(value: torch.Tensor) -> torch.Tensor:
 
 def first_says(value: Value) -> Value:
     """The first process's value, on every process; collective. It is pickled on its way between them."""
-    if not dist.is_initialized():
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return value
     shared = [value]
     dist.broadcast_object_list(shared)
     return shared[0]
+
+
+def from_first(make: Callable[[], Value]) -> Value:
+    """What `make` gives on the first process, on every process, or what it raises there; collective."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return make()
+    made: tuple[Value | None, Exception | None] = (None, None)
+    if dist.get_rank() == 0:
+        try:
+            made = make(), None
+        except Exception as error:
+            made = None, error
+    value, raised = first_says(made)
+    if raised is not None:
+        raise raised
+    return value  # type: ignore[return-value]

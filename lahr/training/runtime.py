@@ -30,7 +30,15 @@ class Runtime:
     """What each worker holds: a whole copy of weights and optimiser, or a part ("shard", FSDP2), for models that one
     cannot hold. The same mathematics, in other bits."""
 
+    trials_per_gpu: int = 1
+    """Trials that share one GPU, each with a process of its own."""
+
     def __post_init__(self) -> None:
+        check(
+            self.trials_per_gpu == 1 or (self.device == "cuda" and self.workers == 1 and self.trials_per_gpu > 1),
+            f"trials_per_gpu is {self.trials_per_gpu} on {self.device} with {self.workers} workers a trial; trials share "
+            "a GPU on cuda, where each has one worker",
+        )
         check(self.workers >= 1, f"workers is {self.workers}; it must be at least 1")
         # torch takes any number, and a machine without room for so many threads goes down with everything on it.
         check(1 <= self.threads <= 1024, f"threads is {self.threads}; it must be 1 to 1024, the cores at most")

@@ -1,0 +1,60 @@
+"""Prepared data on its way between machines: one prepares, puts it where all can read, and the others take it."""
+
+import os
+import shutil
+from pathlib import Path
+
+from lahr.config import DataConfig
+from lahr.data.preparation import is_whole, locked, opened
+from lahr.data.shards import TokenData
+from lahr.errors import ConfigError, check
+from lahr.files import Folder
+
+_MANIFEST = "manifest.json"
+
+
+def publish(data: TokenData, place: Folder) -> Folder:
+    """Puts prepared data into its own folder below `place`, unless it lies there already; that folder."""
+    there = place.child(data.folder.name)
+    manifest = (data.folder / _MANIFEST).read_bytes()
+    if there.exists(_MANIFEST) and there.read(_MANIFEST) == manifest:
+        return there
+    for path in sorted(data.folder.iterdir()):
+        if path.name != _MANIFEST:
+            there.write(path.name, path.read_bytes())
+    there.write(_MANIFEST, manifest)  # last: its presence means that the rest is there
+    return there
+
+
+def fetch(source: Folder, config: DataConfig, block: int, cache: Path) -> TokenData:
+    """Opens the data published at `source`, copying it into `cache` where it is not there yet, or is damaged there.
+
+    Raises `ConfigError` where `source` cannot be seen from here or is not what its manifest says.
+    """
+    folder = Path(cache).expanduser().resolve() / source.name
+    if not is_whole(folder):
+        with locked(folder):
+            if not is_whole(folder):  # another process may have fetched it while this one waited
+                _copy(source, folder)
+    return opened(folder, config, block)
+
+
+def _copy(source: Folder, folder: Path) -> None:
+    check(
+        source.exists(_MANIFEST),
+        f"the prepared data at {source.uri} cannot be seen from this machine; give --results a path that every machine "
+        "shares, or a URI such as s3://…",
+    )
+    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        for name in source.names():
+            (part / name).write_bytes(source.read(name))
+        if not is_whole(part):
+            raise ConfigError(f"the prepared data at {source.uri} is damaged; remove it and start the sweep again")
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

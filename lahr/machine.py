@@ -1,0 +1,61 @@
+"""What a machine of a cluster must have in common with the one that drives a sweep, before it may train."""
+
+import platform
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from lahr.errors import StorageError
+from lahr.files import Folder
+
+_SAME = ("torch", "numpy", "pyarrow", "safetensors", "ray")
+"""Packages whose version may change a result, or what files can be read."""
+_MARKER = ".reached-from-every-machine"
+
+
+def versions() -> dict[str, str]:
+    """Python's and the packages' versions here; a build's mark (`+cpu`) is none of the version."""
+    found = {"python": ".".join(platform.python_version_tuple()[:2])}
+    for name in _SAME:
+        try:
+            found[name] = version(name).partition("+")[0]
+        except PackageNotFoundError:
+            found[name] = "none"
+    return found
+
+
+@dataclass(frozen=True)
+class Demands:
+    """What a machine is asked for."""
+
+    results: str
+    """Path or URI of the sweep's folder, which has to be the same place for all."""
+    nonce: str
+    """What stands in the marker there."""
+    versions: Mapping[str, str]
+    """Versions on the driver's machine."""
+
+    @staticmethod
+    def made(results: Folder, nonce: str) -> "Demands":
+        """Writes the marker, and asks for what this machine has."""
+        results.write(_MARKER, nonce.encode())
+        return Demands(results.uri, nonce, versions())
+
+    def unmet(self) -> str | None:
+        """Why this machine cannot take part; None where it can."""
+        here, mine = socket.gethostname(), versions()
+        other = [f"{name} {mine[name]} (the driver has {want})" for name, want in self.versions.items() if mine[name] != want]
+        if other:
+            return f"{here} has {', '.join(other)}; install the same lock file on every machine"
+        place = Folder.at(self.results)
+        try:
+            seen = place.read(_MARKER).decode() if place.exists(_MARKER) else None
+        except StorageError as error:
+            return f"{here}: {error}"
+        if seen != self.nonce:
+            return (
+                f"{here} does not see the driver's files in {self.results}, so it is not the same place there; give "
+                "--results a path that every machine shares, or a URI such as s3://…"
+            )
+        return None

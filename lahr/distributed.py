@@ -38,6 +38,7 @@ _ASKED_EVERY_S = 2.0
 _ASKED_IN_ALL = 500
 """How often several workers together ask it in a trial: each time they wait for one another."""
 
+
 @dataclass(frozen=True)
 class Launch:
     """What one group of workers is to run."""
@@ -85,7 +86,7 @@ def fit(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
         scaling_config=ray.train.ScalingConfig(
             num_workers=launch.runtime.workers,
             use_gpu=launch.runtime.device == "cuda",
-            resources_per_worker=worker_resources(launch.runtime),
+            resources_per_worker=launch.runtime.worker_resources(),
         ),
         run_config=ray.train.RunConfig(
             name=name,
@@ -95,12 +96,6 @@ def fit(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
             failure_config=ray.train.FailureConfig(max_failures=DEATHS * (1 + len(launch.trials))),
         ),
     ).fit()
-
-
-def worker_resources(runtime: Runtime) -> dict[str, float]:
-    """What Ray has to keep free for one worker of a trial."""
-    gpus = {"GPU": 1 / runtime.trials_per_gpu} if runtime.device == "cuda" else {}
-    return {"CPU": runtime.threads, **gpus}
 
 
 def _work(values: Mapping[str, Any]) -> None:
@@ -154,7 +149,7 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
     def resumed(step: int) -> None:
         reporter.add({"trial": trial, "resumed": step, "warnings": warnings[:]}, flush=True)
 
-    watch = _Watch(attempt, watchdog, resumed, config.steps)
+    watch = _Watch(attempt, watchdog, resumed, config)
     try:
         for record in train(config, _data(launch, config), launch.runtime, folder, warnings, watch):
             reporter.add({"trial": trial, "progress": record.to_json()}, flush=record.status != "running")
@@ -174,15 +169,22 @@ class _Watch(Watch):
     """Keeps the watchdog quiet, the trial's folder its owner's, and saves where a machine is about to be taken away."""
 
     def __init__(
-        self, attempt: Attempt, watchdog: Watchdog, resumed: Callable[[int], None], steps: int
+        self, attempt: Attempt, watchdog: Watchdog, tell: Callable[[int], None], config: TrialConfig
     ) -> None:
-        self.resumed = resumed  # type: ignore[method-assign]
-        self.saving = attempt.check_owner  # type: ignore[method-assign]
-        self.alive = watchdog.alive  # type: ignore[method-assign]
-        self._steps, self._every = 0, max(1, steps // _ASKED_IN_ALL)
+        self._attempt, self._watchdog, self._tell = attempt, watchdog, tell
+        self._steps, self._every = 0, max(1, config.steps // _ASKED_IN_ALL)
         self._alone = ray.train.get_context().get_world_size() == 1
         self._last_asked = time.monotonic()
         self._answered: Any = None
+
+    def resumed(self, step: int) -> None:
+        self._tell(step)
+
+    def alive(self) -> None:
+        self._watchdog.alive()
+
+    def saving(self) -> None:
+        self._attempt.check_owner()
 
     def stepped(self) -> bool:
         self.alive()

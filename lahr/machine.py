@@ -45,7 +45,11 @@ class Demands:
     def unmet(self) -> str | None:
         """Why this machine cannot take part; None where it can."""
         here, mine = socket.gethostname(), versions()
-        other = [f"{name} {mine[name]} (the driver has {want})" for name, want in self.versions.items() if mine[name] != want]
+        other = [
+            f"{name} {mine[name]} (the driver has {want})"
+            for name, want in self.versions.items()
+            if mine[name] != want
+        ]
         if other:
             return f"{here} has {', '.join(other)}; install the same lock file on every machine"
         place = Folder.at(self.results)

@@ -6,7 +6,7 @@
     python sweeps/factorial.py status | report                  where it stands; the report again
 
 Data flows one way: design → pending → schedule → table → effects → report. Exit status: 0 finished, 1 some trials
-failed, 2 bad input, 130 interrupted (the same command carries on).
+failed or storage did, 2 bad input, 130 interrupted (the same command carries on).
 """
 
 import logging
@@ -21,6 +21,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
+from lahr.data import publish
 from lahr.errors import check
 from lahr.files import Folder
 from lahr.options import parse
@@ -69,6 +70,9 @@ def run(options: Options, console: Console) -> int:
             sweep = study.resolve(options, console, has_gpu=True)
         design, runtime = sweep.design, sweep.runtime
         lanes = cluster.lanes(runtime, options.concurrency)
+        prepared = Folder.at(sweep.data.folder)
+        if cluster.grows:  # prepared here once, found by all machines, also those that come later
+            prepared = publish(sweep.data, Folder.at(options.results).child(".data"))
         with lease.held(results.folder):
             known = results.header()["estimated_seconds"] if results.exists() else {}
             seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
@@ -87,21 +91,28 @@ def run(options: Options, console: Console) -> int:
                 observers,
                 results=results,
                 runtime=runtime,
-                lanes=lanes,
+                cluster=cluster,
+                data=prepared,
                 content_hash=design.content_hash,
                 cache=str(options.cache_folder),
                 seconds=seconds,
+                concurrency=options.concurrency,
+                hang_after=options.hang_after,
             )
             for observer in observers:
                 observer.close()
-            if outcome.interrupted:
+            if outcome.stopped is not None:
+                console.print(
+                    f"stopped: {outcome.stopped}", style="red", markup=False, highlight=False, soft_wrap=True
+                )
+            if outcome.interrupted or outcome.stopped is not None:
                 left = len(results.pending(design))
                 console.print(
-                    f"stopped: {left} of {len(design.trials())} trials are left; finished ones are kept, and begun "
+                    f"{left} of {len(design.trials())} trials are left; finished ones are kept, and begun "
                     f"ones go on from their checkpoints with\n  {study.command()}",
                     soft_wrap=True,
                 )
-                return 130
+                return 130 if outcome.interrupted else 1
             if results.finished():
                 _report(options, results, console)
             console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")

@@ -8,7 +8,7 @@ Nothing is unpickled. Either kind can be read by one process or by many, in part
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -36,7 +36,7 @@ class Checkpoint:
     """Plain values beside the tensors: the fingerprint and every progress record so far."""
 
 
-def save(folder: Folder, checkpoint: Checkpoint) -> None:
+def save(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[], None] = lambda: None) -> None:
     """Writes `step-N/` below `folder`, its manifest last, and removes all but the two newest."""
     place = f"step-{checkpoint.step}"
     folder.remove(place)  # a folder being rewritten is no checkpoint until it is whole again
@@ -45,7 +45,7 @@ def save(folder: Folder, checkpoint: Checkpoint) -> None:
     _finish(folder, checkpoint, {_WHOLE: hashlib.sha256(data).hexdigest()})
 
 
-def save_sharded(folder: Folder, checkpoint: Checkpoint) -> None:
+def save_sharded(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[], None] = lambda: None) -> None:
     """`save` by all processes together, each writing the parts that it holds. Collective.
 
     What is no DTensor, and `meta`, are the first process's. Raises `ConfigError` on every process where the others'

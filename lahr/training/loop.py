@@ -194,7 +194,12 @@ class _Run:
         """
         reset_peak_memory(self.runtime.device)
         seconds, flops, since = (last.seconds, last.flops, last.step) if last else (0.0, 0.0, 0)
-        begun = self.interval or {"loss": 0.0, "passes": [], "seconds": 0.0, "pairing": last.pairing if last else ""}
+        begun = self.interval or {
+            "loss": 0.0,
+            "passes": [],
+            "seconds": 0.0,
+            "pairing": last.pairing if last else "",
+        }
         self.pairing, carried = begun["pairing"], begun["seconds"]
         losses = torch.tensor(begun["loss"], dtype=torch.float64, device=self.device)
         self.passes = [torch.tensor(p, dtype=torch.float64, device=self.device) for p in begun["passes"]]

@@ -36,8 +36,8 @@ class Runtime:
     def __post_init__(self) -> None:
         check(
             self.trials_per_gpu == 1 or (self.device == "cuda" and self.workers == 1 and self.trials_per_gpu > 1),
-            f"trials_per_gpu is {self.trials_per_gpu} on {self.device} with {self.workers} workers a trial; trials share "
-            "a GPU on cuda, where each has one worker",
+            f"trials_per_gpu is {self.trials_per_gpu} on {self.device} with {self.workers} workers a trial; "
+            "trials share a GPU on cuda, where each has one worker",
         )
         check(self.workers >= 1, f"workers is {self.workers}; it must be at least 1")
         # torch takes any number, and a machine without room for so many threads goes down with everything on it.
@@ -49,6 +49,10 @@ class Runtime:
             f"sharding is {self.sharding!r} with {self.workers} worker, which has nobody to share the model with; "
             "give --workers 2 or more, or --sharding replicate",
         )
+
+    def worker_resources(self) -> dict[str, float]:
+        """CPUs and GPUs that have to be free for one worker of a trial."""
+        return {"CPU": self.threads, **({"GPU": 1 / self.trials_per_gpu} if self.device == "cuda" else {})}
 
     def differences(self, other: "Runtime") -> dict[str, tuple[object, object]]:
         """Field → this one's value and the other's, where they differ: then the same trial ends in other bits."""

@@ -63,6 +63,10 @@ class Options:
     """What each of them holds: a whole copy of the model, or a part (`shard`: FSDP2), for one that is too large."""
     threads: int = 1
     """Threads of each process on a CPU."""
+    trials_per_gpu: int = 1
+    """Trials that share one GPU, for models that leave most of it idle."""
+    hang_after: float = 1800.0
+    """Seconds without a step after which a trial counts as hung, and is begun again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where trials run; `auto` takes GPUs where the cluster has some."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
@@ -83,6 +87,12 @@ class Options:
         )
         check(self.workers >= 1, f"--workers is {self.workers}; it must be at least 1")
         check(1 <= self.threads <= 1024, f"--threads is {self.threads}; it must be 1 to 1024, the cores at most")
+        check(
+            self.trials_per_gpu >= 1 and (self.trials_per_gpu == 1 or self.workers == 1),
+            f"--trials-per-gpu is {self.trials_per_gpu} with --workers {self.workers}; it is at least 1, and trials of "
+            "several workers have their GPUs to themselves",
+        )
+        check(self.hang_after >= 10, f"--hang-after is {self.hang_after}; it is a time in seconds, at least 10")
         check(
             self.train.batch_size % self.workers == 0,
             f"train.batch_size is {self.train.batch_size}, which --workers {self.workers} cannot share evenly",

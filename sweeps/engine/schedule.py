@@ -5,18 +5,20 @@ and where a launch runs; each start of a sweep is a new Tuner over what is pendi
 starts, and what a killed start left half-done is found in the trials' own checkpoints.
 """
 
+import contextlib
 import logging
 import os
 import re
 import signal
 import socket
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 # Read by Ray when it is imported or started. Its own TensorBoard files count reports instead of steps; its tables,
 # usage report and warnings (of a launch's seven processes on two cores, for one) are noise here.
@@ -35,18 +37,29 @@ os.environ.setdefault("RAY_io_context_event_loop_lag_collection_interval_ms", "0
 import ray
 from ray import tune
 from ray.tune.integration.ray_train import TuneReportCallback
+from ray.tune.search.basic_variant import BasicVariantGenerator
+from ray.tune.stopper import Stopper
+from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lahr import distributed
 from lahr.distributed import Launch
 from lahr.errors import ConfigError, check
-from lahr.training.progress import Progress
+from lahr.files import Folder
+from lahr.machine import Demands
 from lahr.training.runtime import Runtime
 from sweeps.engine.design import Trial
-from sweeps.engine.results import Results, result_of
+from sweeps.engine.machines import Cluster, launches
+from sweeps.engine.relay import Observer, Outcome, Relay
+from sweeps.engine.results import Results
 
-_LAUNCH_S = 900.0
-"""What a launch should carry, in estimated seconds: start-up (10 to 30 s) is then a few per cent of it."""
+_log = logging.getLogger(__name__)
+_HANDED_DOWN = ("LAHR_STORAGE_PATIENCE",)
+"""Settings of the driver's environment that hold on every machine."""
 _ADDRESS_S = 5.0
+_EXAMINED_S = 60.0
+_LOOK_S, _SILENT_S = 5.0, 60.0
+_DRIVER_DEATHS = 20
 _WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # also how often Ray Train takes a report; polling costs CPU
     # A step allocates and frees the same large blocks: kept, they cost no page faults (5 % of a step on a CPU).
@@ -57,62 +70,6 @@ _WORKER_ENV = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
-
-
-class Observer(Protocol):
-    """Whoever wants to know how a sweep goes: the results folder, the table on the terminal, the event files.
-
-    One that raises is dropped, and the sweep goes on without it, unless it is `essential`.
-    """
-
-    essential: bool
-
-    def started(self, trial: Trial) -> None: ...
-    def progressed(self, trial: Trial, rows: Sequence[Progress]) -> None: ...
-    def finished(self, trial: Trial, result: Mapping[str, Any]) -> None: ...
-    def failed(self, trial: Trial, error: str) -> None: ...
-    def close(self) -> None: ...
-
-
-@dataclass
-class Outcome:
-    """How a start of the sweep ended."""
-
-    finished: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    interrupted: bool = False
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """What the Ray that this process is connected to can run at once."""
-
-    cpus: float
-    gpus: float
-    grows: bool = False
-    """Whether it may start machines as they are needed: a Ray that was started here cannot."""
-
-    def lanes(self, runtime: Runtime, concurrency: int | None = None) -> int:
-        """Launches that run side by side: those that fit, at most `concurrency`; exactly that where machines may come.
-
-        `ConfigError` if not even one fits.
-        """
-        need = distributed.worker_resources(runtime)
-        have = {"CPU": self.cpus, "GPU": self.gpus}
-        fitting = min(int(have[name] // (amount * runtime.workers)) for name, amount in need.items())
-        if concurrency is not None and self.grows:
-            if fitting < 1:
-                logging.getLogger(__name__).warning(
-                    "one trial needs %s x %s and the cluster has %s now; waiting for it to start machines",
-                    runtime.workers, need, have,
-                )  # fmt: skip
-            return concurrency
-        check(
-            fitting >= 1,
-            f"one trial needs {runtime.workers} x {need} and the cluster has {have}; lower --workers or --threads"
-            + (", or say with --concurrency how many trials it holds once it has started machines" * self.grows),
-        )
-        return min(fitting, concurrency or fitting)
 
 
 @contextmanager
@@ -128,22 +85,34 @@ def connected(address: str | None) -> Iterator[Cluster]:
         # A Ray of our own hands its environment down, and then its first processes need not be started twice.
         os.environ |= {**_WORKER_ENV, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     else:
-        quiet |= {"runtime_env": {"env_vars": _WORKER_ENV}}
+        quiet |= {"runtime_env": _worker_environment()}
     try:
         context: Any = ray.init(address=address, **quiet)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever Ray raises where it cannot be had: half a dozen types
         _restore(outer)
-        raise _no_ray(address, str(error).strip().splitlines()[0]) from error
+        raise _no_ray(address, error) from error
     # Helpers of Ray look up their cluster by these, and another Ray may be visible on this machine.
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
     if context.dashboard_url:
         os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{context.dashboard_url}"
     try:
-        total = ray.cluster_resources()
-        yield Cluster(total.get("CPU", 0.0), total.get("GPU", 0.0), grows=address != "local")
+        yield machines_now(grows=address != "local")
     finally:
         ray.shutdown()
         _restore(outer)
+
+
+def machines_now(grows: bool) -> Cluster:
+    """The machines that are up at this moment."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return Cluster(tuple({name: has.get(name, 0.0) for name in ("CPU", "GPU")} for has in alive), grows)
+
+
+def _worker_environment() -> dict[str, Any]:
+    """What processes of this sweep get on every machine: its settings, and the driver's own code, wherever they run."""
+    handed = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ}
+    packages = [str(Path(distributed.__file__).parent), str(Path(__file__).parents[1])]
+    return {"env_vars": {**_WORKER_ENV, **handed}, "py_modules": packages, "excludes": ["__pycache__"]}
 
 
 def _refuse_a_dead_address(address: str) -> None:
@@ -154,10 +123,22 @@ def _refuse_a_dead_address(address: str) -> None:
     try:
         socket.create_connection((at[1], int(at[2])), timeout=_ADDRESS_S).close()
     except (OSError, OverflowError) as error:
-        raise _no_ray(address, str(error)) from error
+        raise _no_ray(address, error) from error
 
 
-def _no_ray(address: str, reason: str) -> ConfigError:
+def _no_ray(address: str, error: Exception) -> ConfigError:
+    said = str(error).strip()
+    reason = said.splitlines()[0] if said else type(error).__name__
+    if "ersion mismatch" in said:
+        return ConfigError(
+            f"the Ray at {address!r} is of another version ({' '.join(said.split())}); install the same lock file on "
+            "the cluster and here"
+        )
+    if "oken" in said or "uthenti" in said:
+        return ConfigError(
+            f"the Ray at {address!r} refuses this process ({reason}); it wants the token that it was started with, in "
+            "~/.ray/auth_token, and RAY_AUTH_MODE=token"
+        )
     return ConfigError(
         f"no Ray answers at {address!r} ({reason}); start one with `ray start --head`, give another --address, or "
         "leave it out (and unset RAY_ADDRESS) to start one here"
@@ -170,25 +151,24 @@ def _restore(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
 
 
-def launches(pending: Sequence[Trial], lanes: int, seconds: Mapping[str, float]) -> list[list[Trial]]:
-    """Which trials ride together: whole blocks first, inside a block the longest first, lanes evenly filled.
-
-    `seconds` is the estimated length of a trial by cell. As many waves of `lanes` launches as make each about
-    `_LAUNCH_S` long, and never more launches than trials.
-    """
-    order = sorted(pending, key=lambda trial: (trial.seed, -seconds[trial.cell]))
-    total = sum(seconds[trial.cell] for trial in order)
-    waves = max(1, min(round(total / lanes / _LAUNCH_S), -(-len(order) // lanes)))
-    plan: list[list[Trial]] = [[] for _ in range(waves * lanes)]
-    loads = [0.0] * len(plan)
-    done = 0.0
-    for trial in order:
-        wave = min(int(done / total * waves), waves - 1)
-        slot = min(range(wave * lanes, (wave + 1) * lanes), key=lambda i: loads[i])
-        plan[slot].append(trial)
-        loads[slot] += seconds[trial.cell]
-        done += seconds[trial.cell]
-    return [part for part in plan if part]
+def examine(demands: Demands) -> None:
+    """Asks every machine of the cluster whether it can take part. `ConfigError` names those that cannot, and why."""
+    asked = {
+        ray.remote(demands.unmet)
+        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
+        .remote(): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        for node in ray.nodes()
+        if node["Alive"]
+    }
+    answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EXAMINED_S)
+    problems = [f"{asked[ref]} did not answer within {_EXAMINED_S:.0f} s" for ref in silent]
+    for ref in answered:
+        try:
+            why = ray.get(ref)
+        except Exception as error:  # of Ray, of the machine's environment, or of what it has installed
+            why = f"{asked[ref]} cannot run this project: {str(error).strip().splitlines()[-1]}"
+        problems += [why] if why else []
+    check(not problems, "; ".join(problems))
 
 
 def run(
@@ -197,47 +177,63 @@ def run(
     *,
     results: Results,
     runtime: Runtime,
-    lanes: int,
+    cluster: Cluster,
+    data: Folder,
     content_hash: str,
     cache: str,
     seconds: Mapping[str, float],
+    concurrency: int | None = None,
+    hang_after: float = 1800.0,
 ) -> Outcome:
-    """Runs the pending trials to their ends, `lanes` at a time, handing every record to the observers.
+    """Runs the pending trials to their ends, as many at a time as fit, handing every record to the observers.
 
-    Needs `connected()`. A trial that keeps failing is reported as failed and does not stop the others. Ctrl-C ends
-    it early with `interrupted` set; what was done is kept.
+    Needs `connected()`. `data` is where machines find the prepared data, `seconds` a trial's estimated length by cell.
+    A trial that keeps failing, or takes no step for `hang_after` seconds, is reported as failed and does not stop the
+    others. Ctrl-C ends it early with `interrupted` set, storage that is away or a machine that does not fit with
+    `stopped`; what was done is kept. Raises `ConfigError` before anything runs where a machine cannot take part.
     """
-    by_id = {trial.id: trial for trial in pending}
-    relay = _Relay(by_id, observers)
-    storage = results.folder.child(".ray")
-    for _ in range(2):  # a second round only for a trial whose last report was lost with its launch
-        waiting = [trial for trial in pending if not relay.ended(trial.id)]
-        if not waiting or relay.outcome.interrupted:
-            break
-        start = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
-        carried = [
-            Launch(
-                {trial.id: trial.config for trial in group},
-                runtime,
-                results.checkpoints.uri,
-                content_hash,
-                cache,
-                start,
-            ).to_dict()
-            for group in launches(waiting, lanes, seconds)
-        ]
-        relay.carry([list(launch["trials"]) for launch in carried])
-        try:
-            _tune(carried, relay, lanes, start, storage.uri)
-        finally:
-            relay.let_go()
-    if not relay.outcome.interrupted:
+    relay = Relay({trial.id: trial for trial in pending}, observers)
+    demands = Demands.made(results.folder, uuid.uuid4().hex)
+    if cluster.grows:
+        examine(demands)
+    lanes = cluster.lanes(runtime, concurrency)
+    # Ray's own state is never read again: it stays on this machine, whatever happens to the results' storage.
+    with tempfile.TemporaryDirectory(prefix="lahr-ray-", ignore_cleanup_errors=True) as storage:
+        for _ in range(2):  # a second round only for a trial whose last report was lost with its launch
+            waiting = [trial for trial in pending if not relay.ended(trial.id)]
+            if not waiting or relay.over:
+                break
+            start = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
+            carried = [
+                Launch(
+                    trials={trial.id: trial.config for trial in group},
+                    runtime=runtime,
+                    checkpoints=results.checkpoints.uri,
+                    data=data.uri,
+                    content_hash=content_hash,
+                    cache=cache,
+                    start=start,
+                    demands=demands,
+                    hang_after=hang_after,
+                ).to_dict()
+                for group in launches(waiting, lanes, seconds)
+            ]
+            generator = BasicVariantGenerator(max_concurrent=lanes)
+            ears = _Ears(
+                relay, [list(launch["trials"]) for launch in carried], generator, cluster, runtime, concurrency
+            )
+            try:
+                _tune(carried, ears, generator, start, storage)
+            finally:
+                ears.let_go()
+    if not relay.over:
         relay.give_up_the_rest()
-    results.folder.remove(".ray")
     return relay.outcome
 
 
-def _tune(carried: list[dict[str, Any]], relay: "_Relay", lanes: int, start: str, storage: str) -> None:
+def _tune(
+    carried: list[dict[str, Any]], ears: "_Ears", generator: BasicVariantGenerator, start: str, storage: str
+) -> None:
     trainable = tune.with_resources(
         tune.with_parameters(_launch, carried=carried, storage=storage, start=start),
         # The trial's own process only waits: no CPU, or two trials on two CPUs would wait for each other for ever.
@@ -246,13 +242,15 @@ def _tune(carried: list[dict[str, Any]], relay: "_Relay", lanes: int, start: str
     tune.Tuner(
         trainable,
         param_space={"launch": tune.grid_search(list(range(len(carried))))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=lanes, reuse_actors=False),
+        tune_config=tune.TuneConfig(search_alg=generator, reuse_actors=False),
         run_config=tune.RunConfig(
             name=f"tune-{start}",
             storage_path=storage,
             verbose=0,
-            callbacks=[relay],
-            failure_config=tune.FailureConfig(max_failures=2),
+            callbacks=[ears],
+            stop=_WhenOver(ears.relay),
+            # The process of a launch only waits, so that it dies is never a trial's fault: those count their own.
+            failure_config=tune.FailureConfig(max_failures=_DRIVER_DEATHS),
         ),
     ).fit()
 
@@ -264,93 +262,102 @@ def _launch(config: dict[str, Any], carried: list[dict[str, Any]], storage: str,
     distributed.fit(launch, f"train-{start}-{index}", storage, [TuneReportCallback()])
 
 
-class _Relay(tune.Callback):
-    """Tune's callback that turns reports into calls of the observers, each trial's step counted once."""
+class _WhenOver(Stopper):
+    """Ends all launches once the relay has heard what ends a sweep."""
 
-    def __init__(self, trials: Mapping[str, Trial], observers: Sequence[Observer]) -> None:
-        self._trials, self._observers = trials, list(observers)
-        self._steps: dict[str, int] = {}
-        self._carried: list[list[str]] = []
-        self._heard: dict[int, Any] | None = None
-        self.outcome = Outcome()
+    def __init__(self, relay: Relay | None) -> None:
+        self._relay = relay
+
+    def __reduce__(self) -> Any:
+        return _WhenOver, (None,)  # Tune pickles it into its own state; this one lives in the driver alone
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._relay is not None and self._relay.outcome.stopped is not None
+
+
+class _Ears(tune.Callback):
+    """Tune's callback: hands reports to the relay, and looks after what Tune and Train leave undone."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        carried: list[list[str]],
+        generator: BasicVariantGenerator,
+        cluster: Cluster,
+        runtime: Runtime,
+        concurrency: int | None,
+    ) -> None:
+        self.relay, self._carried = relay, carried
+        self._generator, self._cluster = generator, cluster
+        self._runtime, self._concurrency = runtime, concurrency
+        self._groups: dict[int, str] = {}
+        self._signals: dict[int, Any] | None = None
+        self._heard = self._looked = time.monotonic()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks into its own state; this one lives in the driver alone
 
-    def carry(self, carried: list[list[str]]) -> None:
-        """Tells which trials each launch of the next Tuner carries."""
-        self._carried = carried
-
-    def ended(self, trial: str) -> bool:
-        """Whether the trial has a result or was given up."""
-        return trial in self.outcome.finished or trial in self.outcome.failed
-
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **_: Any
     ) -> None:
+        self._heard = time.monotonic()
         for row in result.get("rows", ()):
-            self._row(*distributed.progress_of(row))
+            if row.get("group"):
+                self._groups[trial.config["launch"]] = row["group"]
+            self.relay.take(row)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._free(trial.config["launch"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
+        self._free(trial.config["launch"])
         reason = (trial.error_file and _last_line(trial.error_file)) or "its launch failed"
         for name in self._carried[trial.config["launch"]]:
-            if not self.ended(name):
-                self._fail(name, f"Ray gave up its launch: {reason}")
+            if not self.relay.ended(name) and not self.relay.over:
+                self.relay.take({"trial": name, "failed": f"Ray gave up its launch: {reason}"})
+
+    def _free(self, launch: int) -> None:
+        """Gives back what a launch's workers had reserved. Ray leaves that to a helper that asks the dashboard, and
+        finds none where another Ray is visible on its machine: the launch's next attempt would wait for ever."""
+        group = self._groups.pop(launch, None)
+        if group is not None:
+            with contextlib.suppress(Exception):  # gone already
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
-        """Puts itself in front of Tune's handler for Ctrl-C, which ends a run well but tells nobody why it ended."""
+        """Puts itself in front of Tune's handler for Ctrl-C, which ends a run well but tells nobody why it ended; now
+        and then looks at the cluster."""
         inner = signal.getsignal(signal.SIGINT)
-        if self._heard is None and threading.current_thread() is threading.main_thread() and callable(inner):
+        if self._signals is None and threading.current_thread() is threading.main_thread() and callable(inner):
 
             def stop(number: int, frame: Any) -> None:
-                self.outcome.interrupted = True
+                self.relay.outcome.interrupted = True
                 inner(number, frame)
 
-            self._heard = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._signals = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        if self._cluster.grows and time.monotonic() - self._looked > _LOOK_S:
+            self._looked = time.monotonic()
+            self._look()
+
+    def _look(self) -> None:
+        """Follows machines that join and leave; says so where none is left, or nobody has reported for long."""
+        cluster = machines_now(grows=True)
+        fitting = cluster.fitting(self._runtime)
+        self._generator.max_concurrent = self._concurrency or max(fitting, 1)
+        silent = time.monotonic() - self._heard
+        if silent > _SILENT_S:
+            self._heard = time.monotonic()
+            why = f"{cluster.wanting(self._runtime)}; waiting for machines" if fitting < 1 else "Ctrl-C ends it"
+            _log.warning("no trial has reported for %.0f s: %s", silent, why)
 
     def let_go(self) -> None:
         """Gives the signals back to whoever had them."""
-        for number, handler in (self._heard or {}).items():
+        for number, handler in (self._signals or {}).items():
             signal.signal(number, handler if number == signal.SIGTERM else signal.default_int_handler)
-        self._heard = None
-
-    def _row(self, name: str, said: Progress | str, warnings: list[str]) -> None:
-        if self.ended(name):
-            return
-        if isinstance(said, str):
-            self._fail(name, said)
-            return
-        trial = self._trials[name]
-        for warning in warnings:
-            logging.getLogger(__name__).warning("%s: %s", name, warning)
-        if name not in self._steps:
-            self._tell("started", trial)
-        if said.step > self._steps.get(name, 0):
-            self._steps[name] = said.step
-            self._tell("progressed", trial, [said])
-        if said.status != "running":
-            self.outcome.finished.append(name)
-            self._tell("finished", trial, result_of(trial, said))
-
-    def _fail(self, name: str, error: str) -> None:
-        self.outcome.failed[name] = error
-        self._tell("failed", self._trials[name], error)
-
-    def give_up_the_rest(self) -> None:
-        """Counts as failed what neither ended nor failed: a launch that ended and left no word of it."""
-        for name in self._trials:
-            if not self.ended(name):
-                self._fail(name, "Ray ended its launch twice without a result")
-
-    def _tell(self, what: str, *said: Any) -> None:
-        for observer in list(self._observers):
-            try:
-                getattr(observer, what)(*said)
-            except Exception:
-                if observer.essential:
-                    raise
-                logging.getLogger(__name__).exception("%s failed; going on without it", type(observer).__name__)
-                self._observers.remove(observer)
+        self._signals = None
 
 
 def _last_line(path: str) -> str:

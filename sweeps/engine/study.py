@@ -49,15 +49,20 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
     config = TrialConfig(options.model, anchored(options.data), options.train)
     if results.exists():
         runtime, precision = results.runtime(), results.design().config.precision
-        for name in ("workers", "threads", "device", "sharding"):
+        for name in ("workers", "threads", "device", "sharding", "trials_per_gpu"):
             asked, decided = getattr(options, name), getattr(runtime, name)
             check(
                 asked in (1, "auto", "replicate", decided),
-                f"--{name} is {asked}, but {results.folder.uri} was begun with {decided}, and that is kept for all of "
-                "its trials; leave the option out, or give --name another name",
+                f"--{name.replace('_', '-')} is {asked}, but {results.folder.uri} was begun with {decided}, and that is "
+                "kept for all of its trials; leave the option out, or give --name another name",
             )
     else:
         device = options.device if options.device != "auto" else "cuda" if has_gpu else "cpu"
+        check(
+            options.trials_per_gpu == 1 or device == "cuda",
+            f"--trials-per-gpu is {options.trials_per_gpu}, and trials run on {device}; leave it out, "
+            "or give --device cuda",
+        )
         precision = _precision(options, device)
         runtime = Runtime(
             device="cuda" if device == "cuda" else "cpu",
@@ -65,6 +70,7 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
             threads=options.threads,
             micro_batch=choose_micro_batch(config, device, options.workers),
             sharding=options.sharding,
+            trials_per_gpu=options.trials_per_gpu,
         )
     if options.precision != "auto":
         precision = options.precision

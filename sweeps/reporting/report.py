@@ -252,6 +252,7 @@ def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Ma
         ),
     ):
         lines.append(f"{name}: {'; '.join(entries) or 'none'}")
+    lines += _disturbances(trials)
     text = "## Sanity\n\n" + "\n".join(f"- {line}" for line in lines)
     if lost["diverged"].any():
         rows = [
@@ -261,6 +262,23 @@ def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Ma
         text += "\n\nDivergences against base, exact and paired:\n\n"
         text += markdown_table(("cell", "diverged", "p", "Holm p"), rows)
     return text
+
+
+def _disturbances(trials: pd.DataFrame) -> list[str]:
+    """Trials that were begun again, and checkpoints that could not be used."""
+    if "restarts" not in trials:
+        return []
+    again = trials[trials["restarts"].fillna(0) > 0]
+    lines = [
+        f"Begun again after a fault: {len(again)} trials, {int(again['restarts'].sum())} times, "
+        f"{int(again['repeated_steps'].sum())} steps done twice"
+        if len(again)
+        else "Begun again after a fault: none"
+    ]
+    for row in trials[trials["warnings"].notna()].to_dict(orient="records"):
+        said = "; ".join(str(row["warnings"]).splitlines())
+        lines.append(f"{row['cell']} seed {row['seed']}: **{said}**")
+    return lines
 
 
 def _routing(finished: pd.DataFrame) -> list[str]:

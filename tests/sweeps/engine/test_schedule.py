@@ -9,14 +9,16 @@ from dataclasses import replace
 
 import pytest
 
-from lahr.distributed import Launch, worker_resources
+from lahr.distributed import Launch
 from lahr.errors import ConfigError
+from lahr.files import Folder
+from lahr.machine import Demands
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps.engine import schedule
 from sweeps.engine.design import Trial
+from sweeps.engine.relay import Outcome
 from sweeps.engine.results import Recorder, Results
-from sweeps.engine.schedule import Cluster, launches
 
 ABOUT = {"preset": "smoke", "data": {"corpus": "x", "floor": None}}
 
@@ -50,51 +52,6 @@ def seconds(design) -> Mapping[str, float]:
     return {cell.name: 1.0 + sum(cell.on.values()) for cell in design.cells()}
 
 
-def test_launches_carry_every_trial_once_and_share_the_time(make_design):
-    trials = make_design(seeds=5).trials()
-    for lanes in (1, 2, 3, 100):
-        plan = launches(trials, lanes, seconds(make_design()))
-        assert sorted(t.id for part in plan for t in part) == sorted(t.id for t in trials)
-        assert len(plan) == min(lanes, 40)
-    loads = [
-        sum(seconds(make_design())[t.cell] for t in part) for part in launches(trials, 2, seconds(make_design()))
-    ]
-    assert max(loads) - min(loads) <= 4
-
-
-def test_long_trials_make_more_launches_and_blocks_come_in_order(make_design):
-    design = make_design(seeds=5)
-    slow = {name: 100 * s for name, s in seconds(design).items()}
-    plan = launches(design.trials(), 2, slow)
-    assert 4 < len(plan) <= 40
-    firsts = [min(trial.seed for trial in part) for part in plan]
-    assert firsts == sorted(firsts)
-
-
-def test_a_cluster_too_small_for_one_trial_is_said():
-    runtime = Runtime(workers=4, threads=2)
-    assert worker_resources(runtime) == {"CPU": 2}
-    assert Cluster(cpus=16, gpus=0).lanes(runtime) == 2
-    with pytest.raises(ConfigError, match="--workers"):
-        Cluster(cpus=7, gpus=0).lanes(runtime)
-    with pytest.raises(ConfigError, match="GPU"):
-        Cluster(cpus=16, gpus=0).lanes(Runtime(device="cuda"))
-
-
-def test_concurrency_bounds_a_fixed_cluster_and_fills_a_growing_one():
-    """Seen to fail: it was taken as it is where nothing can grow, and the sweep waited for ever."""
-    fixed, growing = Cluster(cpus=4, gpus=0), Cluster(cpus=4, gpus=0, grows=True)
-    assert fixed.lanes(Runtime(), 2) == 2
-    assert fixed.lanes(Runtime(), 99) == 4
-    assert growing.lanes(Runtime(), 99) == 99
-    assert growing.lanes(Runtime()) == 4
-    assert growing.lanes(Runtime(device="cuda"), 8) == 8
-    with pytest.raises(ConfigError, match="--workers"):
-        fixed.lanes(Runtime(workers=5), 1)
-    with pytest.raises(ConfigError, match="--concurrency"):
-        growing.lanes(Runtime(device="cuda"))
-
-
 def test_an_address_where_no_ray_answers_is_said_at_once(monkeypatch):
     """Ray itself tries for minutes. Seen to fail without the question to the port."""
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
@@ -104,32 +61,16 @@ def test_an_address_where_no_ray_answers_is_said_at_once(monkeypatch):
     assert time.monotonic() - began < 5
 
 
-def test_an_observer_that_fails_is_dropped_unless_it_is_essential(make_design, caplog):
-    trial = make_design().trials()[0]
-
-    class Broken(Heard):
-        def failed(self, trial, error):
-            raise OSError("its file is gone")
-
-    broken, heard = Broken(), Heard()
-    relay = schedule._Relay({trial.id: trial}, [broken, heard])
-    relay.give_up_the_rest()
-    assert list(heard.failed_) == [trial.id]
-    assert "Broken failed; going on without it" in caplog.text
-    broken.essential = True
-    with pytest.raises(OSError, match="its file is gone"):
-        schedule._Relay({trial.id: trial}, [broken, heard]).give_up_the_rest()
-
-
 def test_a_launch_survives_the_way_to_a_worker(make_design):
     trials = {trial.id: trial.config for trial in make_design().trials()}
-    launch = Launch(trials, Runtime(), "somewhere", "hash", "cache", "start")
+    demands = Demands("results", "nonce", {"torch": "2.13.0"})
+    launch = Launch(trials, Runtime(), "somewhere", "data", "hash", "cache", "start", demands, 60.0)
     assert Launch.from_dict(json.loads(json.dumps(launch.to_dict()))) == launch
 
 
 def sweep(
-    design, pending, tmp_path, cluster, cache, observers=(), runtime=None
-) -> tuple[schedule.Outcome, Heard, Results]:
+    design, pending, tmp_path, cluster, data, observers=(), runtime=None, hang_after=300.0
+) -> tuple[Outcome, Heard, Results]:
     results, heard, runtime = Results.at(str(tmp_path), "s"), Heard(), runtime or Runtime()
     results.begin(design, runtime, ABOUT, {})
     outcome = schedule.run(
@@ -137,10 +78,12 @@ def sweep(
         [heard, Recorder(results, design), *observers],
         results=results,
         runtime=runtime,
-        lanes=cluster.lanes(runtime),
+        cluster=cluster,
+        data=Folder.at(data.folder),
         content_hash=design.content_hash,
-        cache=str(cache),
+        cache=str(data.folder.parent),
         seconds=seconds(design),
+        hang_after=hang_after,
     )
     return outcome, heard, results
 
@@ -196,9 +139,7 @@ def _is_below(pid: int) -> bool:
 
 
 @pytest.mark.ray
-def test_a_sweep_survives_a_killed_worker_and_a_trial_that_cannot_run(
-    make_design, tiny_data, tmp_path, cluster, cache
-):
+def test_a_sweep_survives_a_killed_worker_and_a_trial_that_cannot_run(make_design, tiny_data, tmp_path, cluster):
     """One block, one worker killed in the middle, one trial whose configuration no worker can run.
 
     Every other trial's loss is bit-identical to the same trial trained alone in this process; no step is told twice.
@@ -210,7 +151,7 @@ def test_a_sweep_survives_a_killed_worker_and_a_trial_that_cannot_run(
         good[0], id="broken-s0", config=replace(good[0].config, model=replace(good[0].config.model, vocab_size=5))
     )
     killer = KillOneWorker()
-    outcome, heard, results = sweep(design, [*good, broken], tmp_path, cluster, cache, [killer])
+    outcome, heard, results = sweep(design, [*good, broken], tmp_path, cluster, tiny_data, [killer])
     assert killer.killed, "no worker was found to kill; the test shows nothing"
     assert not outcome.interrupted
     assert sorted(outcome.finished) == sorted(trial.id for trial in good)
@@ -226,7 +167,7 @@ def test_a_sweep_survives_a_killed_worker_and_a_trial_that_cannot_run(
 
 @pytest.mark.ray
 @pytest.mark.parametrize("sharding", ["replicate", "shard"])
-def test_two_workers_equal_one_process(sharding, make_design, tiny_data, tmp_path, cluster, cache):
+def test_two_workers_equal_one_process(sharding, make_design, tiny_data, tmp_path, cluster):
     """Property 11 in float64, through Ray: the full model's losses at every record, on two workers and on one.
 
     Seen to fail when each rank's thresholds saw only its own tokens, and when every rank read the whole batch.
@@ -236,7 +177,7 @@ def test_two_workers_equal_one_process(sharding, make_design, tiny_data, tmp_pat
     config = replace(full.config, precision="fp64")
     trial = replace(full, id="full-two-workers", config=config)
     runtime = Runtime(workers=2, sharding=sharding)
-    outcome, _, results = sweep(design, [trial], tmp_path, cluster, cache, runtime=runtime)
+    outcome, _, results = sweep(design, [trial], tmp_path, cluster, tiny_data, runtime=runtime)
     assert outcome.finished == [trial.id]
     alone = list(train(config, tiny_data, Runtime()))
     curve = results.curves([trial.id])[trial.id]

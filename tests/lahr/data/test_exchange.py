@@ -1,0 +1,64 @@
+"""Prepared data on its way between machines, and what a machine must have in common with the driver's."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from lahr.data import fetch, publish
+from lahr.errors import ConfigError
+from lahr.files import Folder
+from lahr.machine import Demands
+from tests.conftest import TINY
+
+BLOCK = TINY.model.max_seq_len
+
+
+def test_data_prepared_on_one_machine_is_the_same_on_another(tiny_data, tmp_path):
+    source = publish(tiny_data, Folder.at(tmp_path / "shared"))
+    assert source.name == tiny_data.folder.name
+    for _ in range(2):
+        there = fetch(source, TINY.data, BLOCK, tmp_path / "cache")
+        assert there.content_hash == tiny_data.content_hash
+        assert there.folder.parent == tmp_path / "cache"
+        assert (there.train.tokens == tiny_data.train.tokens).all()
+        shutil.rmtree(tmp_path / "shared", ignore_errors=True)  # the second time it is in the cache
+
+
+def test_it_is_published_once(tiny_data, tmp_path, monkeypatch):
+    place = Folder.at(tmp_path)
+    source = publish(tiny_data, place)
+    monkeypatch.setattr(Folder, "write", lambda *_: pytest.fail("written again"))
+    assert publish(tiny_data, place) == source
+
+
+def test_a_copy_that_was_damaged_is_fetched_again(tiny_data, tmp_path):
+    source = publish(tiny_data, Folder.at(tmp_path / "shared"))
+    there = fetch(source, TINY.data, BLOCK, tmp_path / "cache")
+    shard = next(there.folder.glob("train-*.arrow"))
+    shard.write_bytes(shard.read_bytes()[:-9])
+    again = fetch(source, TINY.data, BLOCK, tmp_path / "cache")
+    assert (again.train.tokens == tiny_data.train.tokens).all()
+
+
+def test_what_cannot_be_fetched_is_said_and_leaves_nothing(tiny_data, tmp_path):
+    with pytest.raises(ConfigError, match="cannot be seen from this machine"):
+        fetch(Folder.at(tmp_path / "nowhere"), TINY.data, BLOCK, tmp_path / "cache")
+    source = publish(tiny_data, Folder.at(tmp_path / "shared"))
+    source.write("tokenizer.json", b"{}")
+    with pytest.raises(ConfigError, match="is damaged"):
+        fetch(source, TINY.data, BLOCK, tmp_path / "cache")
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] in ([".lock"], [".lock", ".lock"])
+
+
+def test_a_machine_says_what_it_lacks(tmp_path):
+    """Seen to fail when the marker was only looked for, and another sweep's stood there."""
+    results = Folder.at(tmp_path / "results")
+    demands = Demands.made(results, "nonce")
+    assert demands.unmet() is None
+    other = replace(demands, versions={**demands.versions, "torch": "2.12.1"})
+    assert "(the driver has 2.12.1)" in str(other.unmet())
+    elsewhere = replace(demands, results=str(tmp_path / "another disk"))
+    assert "is not the same place there" in str(elsewhere.unmet())
+    Demands.made(results, "another sweep's")
+    assert "is not the same place there" in str(demands.unmet())

@@ -69,7 +69,7 @@ class Launch:
     def from_dict(values: Mapping[str, Any]) -> "Launch":
         """The inverse of `to_dict`."""
         trials = {name: from_dict(TrialConfig, config) for name, config in values["trials"].items()}
-        parts = {"runtime": from_dict(Runtime, values["runtime"]), "demands": from_dict(Demands, values["demands"])}
+        parts = {"runtime": from_dict(Runtime, values["runtime"]), "demands": Demands(**values["demands"])}
         return Launch(**{**values, "trials": trials, **parts})
 
 

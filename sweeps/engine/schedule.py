@@ -154,9 +154,9 @@ def _restore(environment: Mapping[str, str]) -> None:
 def examine(demands: Demands) -> None:
     """Asks every machine of the cluster whether it can take part. `ConfigError` names those that cannot, and why."""
     asked = {
-        ray.remote(demands.unmet)
+        ray.remote(Demands.unmet)
         .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote(): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        .remote(demands): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         for node in ray.nodes()
         if node["Alive"]
     }

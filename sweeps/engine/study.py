@@ -53,8 +53,8 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
             asked, decided = getattr(options, name), getattr(runtime, name)
             check(
                 asked in (1, "auto", "replicate", decided),
-                f"--{name.replace('_', '-')} is {asked}, but {results.folder.uri} was begun with {decided}, and that is "
-                "kept for all of its trials; leave the option out, or give --name another name",
+                f"--{name.replace('_', '-')} is {asked}, but {results.folder.uri} was begun with {decided}, and "
+                "that is kept for all of its trials; leave the option out, or give --name another name",
             )
     else:
         device = options.device if options.device != "auto" else "cuda" if has_gpu else "cpu"

@@ -11,100 +11,29 @@ import check_schema
 
 from lahr.errors import nearest
 
+# fmt: off
 _GCP_FAMILIES = [
-    "a2",
-    "a3",
-    "a4",
-    "a4x",
-    "c2",
-    "c2d",
-    "c3",
-    "c3d",
-    "c4",
-    "c4a",
-    "c4d",
-    "e2",
-    "f1",
-    "g1",
-    "g2",
-    "g4",
-    "h3",
-    "h4d",
-    "m1",
-    "m2",
-    "m3",
-    "m4",
-    "n1",
-    "n2",
-    "n2d",
-    "n4",
-    "n4d",
-    "t2a",
-    "t2d",
-    "x4",
-    "z3",
+    "a2", "a3", "a4", "a4x", "c2", "c2d", "c3", "c3d", "c4", "c4a", "c4d", "e2", "f1", "g1", "g2", "g4", "h3",
+    "h4d", "m1", "m2", "m3", "m4", "n1", "n2", "n2d", "n4", "n4d", "t2a", "t2d", "x4", "z3",
 ]
 _GCP_WITH_GPUS = ("a2", "a3", "a4", "a4x", "g2", "g4")
 _GCP_SIZES = [
-    "standard",
-    "highmem",
-    "highcpu",
-    "highgpu",
-    "megagpu",
-    "ultragpu",
-    "edgegpu",
-    "maxgpu",
-    "custom",
-    "megamem",
-    "ultramem",
-    "hypermem",
-    "highlssd",
-    "standardlssd",
-    "micro",
-    "small",
-    "medium",
+    "standard", "highmem", "highcpu", "highgpu", "megagpu", "ultragpu", "edgegpu", "maxgpu", "custom", "megamem",
+    "ultramem", "hypermem", "highlssd", "standardlssd", "micro", "small", "medium",
 ]
 _GCP_GPUS = [
-    "nvidia-tesla-t4",
-    "nvidia-tesla-p4",
-    "nvidia-tesla-p100",
-    "nvidia-tesla-v100",
-    "nvidia-tesla-a100",
-    "nvidia-a100-80gb",
-    "nvidia-l4",
-    "nvidia-h100-80gb",
-    "nvidia-h100-mega-80gb",
-    "nvidia-h200-141gb",
-    "nvidia-b200",
-    "nvidia-gb200",
-    "nvidia-rtx-pro-6000",
+    "nvidia-tesla-t4", "nvidia-tesla-p4", "nvidia-tesla-p100", "nvidia-tesla-v100", "nvidia-tesla-a100",
+    "nvidia-a100-80gb", "nvidia-l4", "nvidia-h100-80gb", "nvidia-h100-mega-80gb", "nvidia-h200-141gb",
+    "nvidia-b200", "nvidia-gb200", "nvidia-rtx-pro-6000",
 ]
 # What a machine may be asked for with (instances.insert of the Compute API).
 _GCP_NODE = [
-    "machineType",
-    "disks",
-    "scheduling",
-    "guestAccelerators",
-    "serviceAccounts",
-    "metadata",
-    "tags",
-    "labels",
-    "networkInterfaces",
-    "minCpuPlatform",
-    "canIpForward",
-    "shieldedInstanceConfig",
-    "advancedMachineFeatures",
-    "confidentialInstanceConfig",
-    "deletionProtection",
-    "description",
-    "displayDevice",
-    "hostname",
-    "params",
-    "networkPerformanceConfig",
-    "reservationAffinity",
-    "resourcePolicies",
-    "sourceMachineImage",
+    "machineType", "disks", "scheduling", "guestAccelerators", "serviceAccounts", "metadata", "tags", "labels",
+    "networkInterfaces", "minCpuPlatform", "canIpForward", "shieldedInstanceConfig", "advancedMachineFeatures",
+    "confidentialInstanceConfig", "deletionProtection", "description", "displayDevice", "hostname", "params",
+    "networkPerformanceConfig", "reservationAffinity", "resourcePolicies", "sourceMachineImage",
 ]
+# fmt: on
 
 
 def problems(config: dict[str, Any]) -> list[str]:
@@ -123,7 +52,8 @@ def _aws(config: dict[str, Any]) -> list[str]:
     request = ec2.operation_model("RunInstances").input_shape
     region = config["provider"].get("region", "")
     found = _one_of("provider.region", region, session.get_available_regions("ec2"))
-    found += _zones(config["provider"], rf"{region}[a-f]")
+    if not found:
+        found += _zones(config["provider"], rf"{region}[a-f]")
     for name, node in config["available_node_types"].items():
         where, settings = f"available_node_types.{name}.node_config", node["node_config"]
         unknown = check_schema.unknown(settings, list(request.members), where)
@@ -143,9 +73,10 @@ def _gcp(config: dict[str, Any]) -> list[str]:
     region = provider.get("region") or ""
     if not re.fullmatch(r"[a-z]+-[a-z]+\d+", region):
         found.append(f"provider.region is {region!r}; it must look like us-central1")
-    found += _zones(provider, rf"{re.escape(region)}-[a-f]")
-    if "," in str(provider.get("availability_zone")):
+    elif "," in str(provider.get("availability_zone")):
         found.append("provider.availability_zone names several; Ray's provider for Google Cloud takes one")
+    else:
+        found += _zones(provider, rf"{region}-[a-f]")
     project = str(provider.get("project_id"))
     if not re.fullmatch(r"[a-z][a-z0-9-]{4,28}[a-z0-9]|YOUR-.*", project):
         found.append(f"provider.project_id is {project!r}; it must be a project's id, in small letters")
@@ -157,7 +88,9 @@ def _gcp(config: dict[str, Any]) -> list[str]:
 def _gcp_node(where: str, node: dict[str, Any]) -> list[str]:
     settings = node["node_config"]
     found = check_schema.unknown(settings, _GCP_NODE, f"{where}.node_config")
-    machine = str(settings.get("machineType", "")).rpartition("/")[2]
+    if found:
+        return found
+    machine = str(settings.get("machineType")).rpartition("/")[2]
     family, _, size = machine.partition("-")
     if family not in _GCP_FAMILIES or not re.fullmatch(rf"({'|'.join(_GCP_SIZES)})(-[a-z0-9-]+)?", size):
         found.append(f"{where}.node_config.machineType is {machine!r}{_alike(machine)}; Google has no such machine")

@@ -37,8 +37,11 @@ _LOOPBACK = ["127.0.0.1", "localhost", "::1"]
 
 def problems(config: dict[str, Any]) -> list[str]:
     """What is wrong with a cluster for `ray up`, a line each."""
-    found = [*_ray_says(config), *_provider(config)]
-    if found:  # what follows relies on the file's shape
+    import ray.autoscaler  # takes a second, and a RayJob needs none of it
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
+    # What follows relies on the file's shape.
+    if found := [*check_schema.problems(config, schema), *_provider(config)] or _ray_says(config):
         return found
     kind = config["provider"]["type"]
     if kind in ("aws", "gcp"):
@@ -49,13 +52,9 @@ def problems(config: dict[str, Any]) -> list[str]:
 
 
 def _ray_says(config: dict[str, Any]) -> list[str]:
-    """Ray's own validator, its schema first: that one names what is wrong."""
-    import ray.autoscaler  # takes a second, and a RayJob needs none of it
+    """Ray's own validator; its schema alone would let pass how parts of the file depend on each other."""
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text())
-    if found := check_schema.problems(config, schema):
-        return found
     logging.getLogger("ray.autoscaler").setLevel(logging.ERROR)  # it says which defaults it fills in
     said = io.StringIO()
     try:

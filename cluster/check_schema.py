@@ -35,6 +35,8 @@ def _lines(error: ValidationError) -> list[str]:
             return unknown(given, list(error.schema.get("properties", {})), where)
         case "required":
             (missing,) = [name for name in rule if f"'{name}' is a required" in error.message]
+            if any(nearest(key, [missing]) for key in set(given) - set(error.schema.get("properties", {}))):
+                return []  # it is misspelt, which is said
             return [f"{where + '.' if where else ''}{missing} is missing"]
         case "type":
             kinds = rule if isinstance(rule, list) else [rule]

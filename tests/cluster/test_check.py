@@ -116,7 +116,7 @@ BAD = [
     (
         "gcp",
         "machineType: g2-standard-8",
-        "machineType: n1-standard-8\n      guestAccelerators: [{acceleratorType: nvidia-tesla-t5, acceleratorCount: 1}]",
+        "machineType: n1-standard-8\n      guestAccelerators: [{acceleratorType: nvidia-tesla-t5}]",
         "guestAccelerators is 'nvidia-tesla-t5' (did you mean 'nvidia-tesla-t4'?)",
     ),
     # machines of one's own

@@ -180,6 +180,12 @@ class Hosts:
         self._machines.pop(host).wait()
         shutil.rmtree(_ROOT / _name(host))
 
+    def reboot(self, host: int) -> None:
+        """Ends all that runs on the host, and starts it again with its disk as it was."""
+        _end(_name(host))
+        self._machines.pop(host).wait()
+        self._boot(host)
+
     def restore(self, host: int) -> None:
         """Starts a new, empty machine at the address of one that was lost; waits for its sshd."""
         name = _name(host)
@@ -199,6 +205,11 @@ class Hosts:
         for file, text in files.items():
             (disk / file).write_text(text)
         _seed(disk / "venv")
+        self._boot(host)
+
+    def _boot(self, host: int) -> None:
+        name = _name(host)
+        disk = _ROOT / name
         command = ["nsenter", f"--net=/run/netns/{name}", "unshare", "-m", "-p", "-u", "-f", "--kill-child"]
         with (disk / "log").open("wb") as log:
             self._machines[host] = subprocess.Popen(

@@ -27,7 +27,7 @@ mutations: $(READY)  ## put deliberate faults into a copy of the sources and see
 lint: $(READY)  ## check style, format and types, as CI does
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
-	@$(BIN)/mypy lahr sweeps
+	@$(BIN)/mypy lahr sweeps cluster
 
 format: $(READY)  ## put the code into the format that lint checks
 	@$(BIN)/ruff check --fix

@@ -65,7 +65,7 @@ def run(options: Options, console: Console) -> int:
     from sweeps.engine import schedule  # Ray takes seconds to import, and only running needs it
 
     began = time.monotonic()
-    with schedule.connected(options.address) as cluster:
+    with schedule.connected(options.address, options.hang_after) as cluster:
         if cluster.gpus and options.device == "auto" and not results.exists():
             sweep = study.resolve(options, console, has_gpu=True)
         design, runtime = sweep.design, sweep.runtime

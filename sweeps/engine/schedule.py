@@ -73,8 +73,12 @@ _WORKER_ENV = {
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[Cluster]:
-    """Connects to the Ray at `address` (or `RAY_ADDRESS`), else starts one on this machine for the block."""
+def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluster]:
+    """Connects to the Ray at `address` (or `RAY_ADDRESS`), else starts one on this machine for the block.
+
+    A worker that answers nothing for `hang_after` seconds (a minute at least) is replaced.
+    """
+    settings = {**_WORKER_ENV, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60.0, hang_after))}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     outer = dict(os.environ)
@@ -83,9 +87,9 @@ def connected(address: str | None) -> Iterator[Cluster]:
         # The dashboard stays on: the cleaner of a dead trial's placement group asks it. Nobody preempts this machine.
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "object_store_memory": 256 << 20}
         # A Ray of our own hands its environment down, and then its first processes need not be started twice.
-        os.environ |= {**_WORKER_ENV, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+        os.environ |= {**settings, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     else:
-        quiet |= {"runtime_env": _worker_environment()}
+        quiet |= {"runtime_env": _on_every_machine(settings)}
     try:
         context: Any = ray.init(address=address, **quiet)
     except Exception as error:  # whatever Ray raises where it cannot be had: half a dozen types
@@ -108,11 +112,11 @@ def machines_now(grows: bool) -> Cluster:
     return Cluster(tuple({name: has.get(name, 0.0) for name in ("CPU", "GPU")} for has in alive), grows)
 
 
-def _worker_environment() -> dict[str, Any]:
+def _on_every_machine(settings: Mapping[str, str]) -> dict[str, Any]:
     """What processes of this sweep get on every machine: its settings, and the driver's own code, wherever they run."""
     handed = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ}
     packages = [str(Path(distributed.__file__).parent), str(Path(__file__).parents[1])]
-    return {"env_vars": {**_WORKER_ENV, **handed}, "py_modules": packages, "excludes": ["__pycache__"]}
+    return {"env_vars": {**settings, **handed}, "py_modules": packages, "excludes": ["__pycache__"]}
 
 
 def _refuse_a_dead_address(address: str) -> None:

@@ -1,0 +1,112 @@
+"""What `cluster/sweep.py` asks of the head: to run a sweep as a Ray job, which goes on when the laptop is closed.
+
+    python cluster/on_head.py start NAME [options of sweeps/factorial.py]
+    python cluster/on_head.py follow NAME
+    python cluster/on_head.py stop NAME
+    python cluster/on_head.py fetch NAME RESULTS
+
+Run by the environment of the head, in the project's folder there.
+"""
+
+import asyncio
+import os
+import shlex
+import sys
+import time
+
+from ray.job_submission import JobDetails, JobSubmissionClient
+
+from lahr.errors import ConfigError, check
+from lahr.files import Folder
+from lahr.options import fail
+
+_DASHBOARD = "http://127.0.0.1:8265"
+FETCHED = ".fetched"
+"""Folder of the project on the head where what is to be fetched is laid."""
+_KEPT = ("design.json", "trials.parquet", "report", "tensorboard")
+
+
+def _jobs(client: JobSubmissionClient, name: str) -> list[JobDetails]:
+    """The jobs of this sweep, the newest first."""
+    ours = [job for job in client.list_jobs() if (job.metadata or {}).get("sweep") == name]
+    return sorted(ours, key=lambda job: job.start_time or 0, reverse=True)
+
+
+def start(client: JobSubmissionClient, name: str, argv: list[str]) -> int:
+    """Starts the sweep, unless it runs already."""
+    running = [job.submission_id for job in _jobs(client, name) if not job.status.is_terminal()]
+    if running:
+        print(f"{name} is running already ({running[0]})")
+        return 0
+    script = shlex.join([sys.executable, "sweeps/factorial.py", *argv])
+    client.submit_job(
+        entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {script}",
+        submission_id=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+        metadata={"sweep": name},
+    )
+    return 0
+
+
+def follow(client: JobSubmissionClient, name: str) -> int:
+    """Prints what the sweep says until it ends; its exit status."""
+    jobs = _jobs(client, name)
+    check(bool(jobs), f"no sweep {name} was started on this cluster")
+    job = str(jobs[0].submission_id)
+
+    async def tail() -> None:
+        async for lines in client.tail_job_logs(job):
+            print(lines, end="", flush=True)
+
+    asyncio.run(tail())
+    while not (info := client.get_job_info(job)).status.is_terminal():
+        time.sleep(0.5)
+    if info.driver_exit_code is None:  # it never began, or its head was lost
+        print(f"{info.status}: {info.message}", file=sys.stderr)
+    return info.driver_exit_code if info.driver_exit_code is not None else 1
+
+
+def stop(client: JobSubmissionClient, name: str) -> int:
+    """Stops the sweep as Ctrl-C would, and waits for it."""
+    running = [str(job.submission_id) for job in _jobs(client, name) if not job.status.is_terminal()]
+    check(bool(running), f"no sweep {name} is running on this cluster")
+    client.stop_job(running[0])
+    while not client.get_job_status(running[0]).is_terminal():
+        time.sleep(0.5)
+    print(f"{name} is stopped; run it again to go on")
+    return 0
+
+
+def fetch(name: str, results: str) -> int:
+    """Lays the report, the table of trials and the curves into a folder of this machine, wherever the results are."""
+    sweep, here = Folder.at(results).child(name), Folder.at(FETCHED).child(name)
+    check(sweep.exists("report"), f"{sweep.uri} holds no report yet")
+    here.remove("")
+    waiting = list(_KEPT)
+    while waiting:
+        path = waiting.pop()
+        below = sweep.names(path)
+        waiting += [f"{path}/{one}" for one in below]
+        if not below and sweep.exists(path):
+            here.write(path, sweep.read(path))
+    return 0
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; the exit status."""
+    command, name, *rest = argv
+    if command == "fetch":
+        return fetch(name, rest[0])
+    try:
+        client = JobSubmissionClient(_DASHBOARD)
+    except Exception as error:
+        raise ConfigError(f"Ray's dashboard does not answer on the head ({error}); run `ray up` first") from error
+    return (
+        start(client, name, rest) if command == "start" else {"follow": follow, "stop": stop}[command](client, name)
+    )
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except ConfigError as error:
+        fail(error)

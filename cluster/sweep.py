@@ -1,0 +1,137 @@
+"""One command from the laptop: a sweep on a cluster that `ray up` has started.
+
+    python cluster/sweep.py cluster/on_prem.yaml run --preset small --results /shared/lahr    start, follow, fetch
+    python cluster/sweep.py cluster/on_prem.yaml run …     again: follows what runs, carries on with what was stopped
+    python cluster/sweep.py cluster/on_prem.yaml stop …    stops it as Ctrl-C would
+    python cluster/sweep.py cluster/on_prem.yaml fetch …   the report so far, into results/<name> here
+    python cluster/sweep.py cluster/on_prem.yaml down      ends the cluster, workers of one's own too
+
+After the command come the options of `sweeps/factorial.py`, the same each time. `run` checks them and the YAML, copies
+the project and local data to the head, and starts the sweep there as a Ray job: it survives this command, and the
+laptop. Exit status: the sweep's own; 2 for bad input.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from check import check as problems_of
+from click import ClickException
+from on_head import FETCHED
+from ray.autoscaler import sdk
+
+from lahr.errors import check
+from lahr.options import parse, run
+from sweeps.engine.options import Options
+
+COMMANDS = ("run", "stop", "fetch", "down")
+_HOME = "~/lahr"
+_TOKEN = "auth_token"  # mounted by `ray up`, and none of the project's files
+
+
+class Cluster:
+    """A cluster that `ray up` has started, as its YAML describes it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        problems = problems_of(path, reach=True)
+        check(not problems, f"{path}: {'; '.join(problems)}")
+        self.config: dict[str, Any] = yaml.safe_load(Path(path).read_text())
+        check(
+            "kind" not in self.config,
+            f"{path} is a {self.config.get('kind')}; start it with kubectl apply -f {path}",
+        )
+
+    def on_head(self, *command: str) -> int:
+        """Runs `cluster/on_head.py` on the head, its output here; its exit status."""
+        there = shlex.join([".venv/bin/python", "cluster/on_head.py", *command])
+        try:
+            sdk.run_on_cluster(self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}", no_config_cache=True)
+        except ClickException as error:
+            status = re.search(r"exit(?: code|ed with status)? (\d+)", str(error))
+            return int(status[1]) if status else 1
+        except subprocess.CalledProcessError as error:
+            return error.returncode
+        return 0
+
+    def copy_project(self) -> None:
+        """Copies the project's files to the head, as they are now; workers get the code from there."""
+        for remote, local in self.config["file_mounts"].items():
+            if _TOKEN not in remote:
+                self.copy(local, remote)
+
+    def copy(self, local: str, remote: str, down: bool = False) -> None:
+        """Copies a file, or what is in a folder, to the head, or from it."""
+        source, target = (remote, local) if down else (local, remote)
+        folder = down or Path(local).is_dir()
+        ends = (f"{source.rstrip('/')}/", f"{target.rstrip('/')}/") if folder else (source, target)
+        sdk.rsync(self.path, source=ends[0], target=ends[1], down=down)
+
+    def down(self) -> None:
+        """Ends the cluster: `ray down`, and Ray on workers of one's own, which that leaves running."""
+        sdk.teardown_cluster(self.path)
+        auth = self.config["auth"]
+        for host in self.config["provider"].get("worker_ips", ()):
+            key = ["-i", os.path.expanduser(auth["ssh_private_key"])] if "ssh_private_key" in auth else []
+            where = [
+                "ssh",
+                *key,
+                "-o",
+                "BatchMode=yes",
+                "-o",
+                "StrictHostKeyChecking=no",
+                f"{auth['ssh_user']}@{host}",
+            ]
+            done = subprocess.run([*where, f"{_HOME}/.venv/bin/ray stop"], capture_output=True, text=True)
+            print(f"{host}: {'stopped' if done.returncode == 0 else done.stderr.strip()}")
+
+
+def with_data(options: Options, argv: Sequence[str], cluster: Cluster) -> list[str]:
+    """The options for the head: a corpus or tokenizer that lies here is copied there, and named by its place there."""
+    there = list(argv)
+    for option, place in (("--data.corpus", options.data.corpus), ("--data.tokenizer", options.data.tokenizer)):
+        if Path(place).exists():
+            remote = f"data/{Path(place).resolve().name}"
+            cluster.copy(place, f"{_HOME}/{remote}")
+            there += [option, remote]
+    return there
+
+
+def main(argv: list[str]) -> int:
+    """Runs one command; the exit status."""
+    usage = f"usage: python cluster/sweep.py CLUSTER.yaml {{{'|'.join(COMMANDS)}}} [options of sweeps/factorial.py]"
+    check(len(argv) >= 2 and argv[1] in COMMANDS, f"given {shlex.join(argv) or 'nothing'}; {usage}")
+    path, command, *rest = argv
+    options = parse(Options, rest, Options.of, f"python cluster/sweep.py {path} {command}")
+    check(options.command == "run", f"{options.command} is no command here; {usage}")
+    cluster, name = Cluster(path), options.sweep_name
+    if command == "down":
+        cluster.down()
+        return 0
+    if command == "stop":
+        return cluster.on_head("stop", name)
+    status = 0
+    if command == "run":
+        cluster.copy_project()
+        if started := cluster.on_head("start", name, *with_data(options, rest, cluster), "--name", name):
+            return started
+        try:
+            status = cluster.on_head("follow", name)
+        except KeyboardInterrupt:
+            print(f"\nthe sweep goes on; to follow it again:\n  {shlex.join(['python', *sys.argv])}")
+            return 130
+    if fetched := cluster.on_head("fetch", name, options.results):
+        return status or fetched
+    cluster.copy(f"results/{name}", f"{_HOME}/{FETCHED}/{name}", down=True)
+    print(f"report: results/{name}/report/report.md")
+    return status
+
+
+if __name__ == "__main__":
+    run(main, "stopped")

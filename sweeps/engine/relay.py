@@ -97,6 +97,7 @@ class Relay:
             self._tell("started", trial)
             return
         heard.restarts += 1
+        _log.warning("%s was disturbed at step %d and goes on from step %d", trial.id, heard.step, step)
         heard.repeated += max(0, heard.step - step)
         heard.warnings += [warning for warning in warnings if warning not in heard.warnings]
 

@@ -92,6 +92,8 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
         quiet |= {"runtime_env": _on_every_machine(settings)}
     try:
         context: Any = ray.init(address=address, **quiet)
+        # A page of Ray's own text for each process that dies: what has to be known of it, we say in a line.
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     except Exception as error:  # whatever Ray raises where it cannot be had: half a dozen types
         _restore(outer)
         raise _no_ray(address, error) from error
@@ -315,6 +317,9 @@ class _Ears(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._free(trial.config["launch"])
+        _log.warning(
+            "the process that led a launch died on %s; another leads it on", trial.node_ip or "its machine"
+        )
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._free(trial.config["launch"])

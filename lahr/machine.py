@@ -1,7 +1,9 @@
 """What a machine of a cluster must have in common with the one that drives a sweep, before it may train."""
 
+import os
 import platform
 import socket
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -25,6 +27,16 @@ def versions() -> dict[str, str]:
     return found
 
 
+def processor() -> str:
+    """The name of this machine's processor: bit-identity is promised among machines of one kind."""
+    if os.path.exists("/proc/cpuinfo"):
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 @dataclass(frozen=True)
 class Demands:
     """What a machine is asked for."""
@@ -37,8 +49,9 @@ class Demands:
     """Versions on the driver's machine."""
 
     @staticmethod
-    def made(results: Folder, nonce: str) -> "Demands":
+    def made(results: Folder) -> "Demands":
         """Writes the marker, and asks for what this machine has."""
+        nonce = uuid.uuid4().hex
         results.write(_MARKER, nonce.encode())
         return Demands(results.uri, nonce, versions())
 

@@ -24,6 +24,7 @@ from rich.table import Table
 from lahr.data import publish
 from lahr.errors import check
 from lahr.files import Folder
+from lahr.machine import Demands
 from lahr.options import parse
 from lahr.options import run as run_main
 from sweeps.analysis import power
@@ -70,13 +71,15 @@ def run(options: Options, console: Console) -> int:
             sweep = study.resolve(options, console, has_gpu=True)
         design, runtime = sweep.design, sweep.runtime
         lanes = cluster.lanes(runtime, options.concurrency)
-        prepared = Folder.at(sweep.data.folder)
-        if cluster.grows:  # prepared here once, found by all machines, also those that come later
-            prepared = publish(sweep.data, Folder.at(options.results).child(".data"))
         with lease.held(results.folder):
+            demands, prepared = Demands.made(results.folder), Folder.at(sweep.data.folder)
+            environment = study.environment()
+            if cluster.grows:  # prepared here once, found by all machines, also those that come later
+                environment["machines"] = schedule.examine(demands)
+                prepared = publish(sweep.data, Folder.at(options.results).child(".data"))
             known = results.header()["estimated_seconds"] if results.exists() else {}
             seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
-            results.begin(design, runtime, study.about(sweep, seconds), study.environment())
+            results.begin(design, runtime, study.about(sweep, seconds), environment)
             results.folder.write("tokenizer.json", sweep.data.tokenizer_path.read_bytes())
             taken = sum(results.take_over(other, design) for other in others)
             pending = results.pending(design)
@@ -92,26 +95,18 @@ def run(options: Options, console: Console) -> int:
                 results=results,
                 runtime=runtime,
                 cluster=cluster,
+                demands=demands,
                 data=prepared,
                 content_hash=design.content_hash,
-                cache=str(options.cache_folder),
+                cache=options.cache if options.cache.startswith("~") else str(options.cache_folder),
                 seconds=seconds,
                 concurrency=options.concurrency,
                 hang_after=options.hang_after,
             )
             for observer in observers:
                 observer.close()
-            if outcome.stopped is not None:
-                console.print(
-                    f"stopped: {outcome.stopped}", style="red", markup=False, highlight=False, soft_wrap=True
-                )
             if outcome.interrupted or outcome.stopped is not None:
-                left = len(results.pending(design))
-                console.print(
-                    f"{left} of {len(design.trials())} trials are left; finished ones are kept, and begun "
-                    f"ones go on from their checkpoints with\n  {study.command()}",
-                    soft_wrap=True,
-                )
+                _say_stop(console, outcome.stopped, len(pending) - len(outcome.finished), len(design.trials()))
                 return 130 if outcome.interrupted else 1
             if results.finished():
                 _report(options, results, console)
@@ -119,6 +114,16 @@ def run(options: Options, console: Console) -> int:
     for name, error in outcome.failed.items():
         console.print(f"failed: {name}: {error.strip().splitlines()[-1]}", markup=False, highlight=False)
     return 1 if outcome.failed else 0
+
+
+def _say_stop(console: Console, why: str | None, left: int, planned: int) -> None:
+    if why is not None:
+        console.print(f"error: {why}", style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"stopped: {left} of {planned} trials are left; finished ones are kept, and begun ones go on from their "
+        f"checkpoints with\n  {study.command()}",
+        soft_wrap=True,
+    )
 
 
 def plan(options: Options, console: Console) -> int:

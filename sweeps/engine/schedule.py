@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,7 +47,7 @@ from lahr import distributed
 from lahr.distributed import Launch
 from lahr.errors import ConfigError, check
 from lahr.files import Folder
-from lahr.machine import Demands
+from lahr.machine import Demands, processor
 from lahr.training.runtime import Runtime
 from sweeps.engine.design import Trial
 from sweeps.engine.machines import Cluster, launches
@@ -157,24 +158,35 @@ def _restore(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
 
 
-def examine(demands: Demands) -> None:
-    """Asks every machine of the cluster whether it can take part. `ConfigError` names those that cannot, and why."""
+def examine(demands: Demands) -> str:
+    """Asks every machine of the cluster whether it can take part; what they are, for the report.
+
+    `ConfigError` names those that cannot, and why.
+    """
+    look = ray.remote(_look_at_this_machine)
     asked = {
-        ray.remote(Demands.unmet)
-        .options(num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False))
-        .remote(demands): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        look.options(
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(demands): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
         for node in ray.nodes()
         if node["Alive"]
     }
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EXAMINED_S)
     problems = [f"{asked[ref]} did not answer within {_EXAMINED_S:.0f} s" for ref in silent]
+    kinds: Counter[str] = Counter()
     for ref in answered:
         try:
-            why = ray.get(ref)
+            why, kind = ray.get(ref)
         except Exception as error:  # of Ray, of the machine's environment, or of what it has installed
-            why = f"{asked[ref]} cannot run this project: {str(error).strip().splitlines()[-1]}"
+            why, kind = f"{asked[ref]} cannot run this project: {str(error).strip().splitlines()[-1]}", ""
         problems += [why] if why else []
+        kinds[kind] += 1
     check(not problems, "; ".join(problems))
+    return ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
+
+
+def _look_at_this_machine(demands: Demands) -> tuple[str | None, str]:
+    return demands.unmet(), processor()
 
 
 def run(
@@ -184,6 +196,7 @@ def run(
     results: Results,
     runtime: Runtime,
     cluster: Cluster,
+    demands: Demands,
     data: Folder,
     content_hash: str,
     cache: str,
@@ -193,15 +206,13 @@ def run(
 ) -> Outcome:
     """Runs the pending trials to their ends, as many at a time as fit, handing every record to the observers.
 
-    Needs `connected()`. `data` is where machines find the prepared data, `seconds` a trial's estimated length by cell.
+    Needs `connected()`. `data` is where machines find the prepared data, `seconds` a trial's estimated length by cell,
+    `demands` what each worker's machine has to meet.
     A trial that keeps failing, or takes no step for `hang_after` seconds, is reported as failed and does not stop the
     others. Ctrl-C ends it early with `interrupted` set, storage that is away or a machine that does not fit with
-    `stopped`; what was done is kept. Raises `ConfigError` before anything runs where a machine cannot take part.
+    `stopped`; what was done is kept.
     """
     relay = Relay({trial.id: trial for trial in pending}, observers)
-    demands = Demands.made(results.folder, uuid.uuid4().hex)
-    if cluster.grows:
-        examine(demands)
     lanes = cluster.lanes(runtime, concurrency)
     # Ray's own state is never read again: it stays on this machine, whatever happens to the results' storage.
     with tempfile.TemporaryDirectory(prefix="lahr-ray-", ignore_cleanup_errors=True) as storage:

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from lahr.config import Precision, TrialConfig
 from lahr.data import TokenData, anchored, prepare
 from lahr.errors import check
+from lahr.machine import processor
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
 from lahr.training.timing import seconds_per_trial
 from sweeps.engine.design import Design
@@ -119,7 +120,7 @@ def environment() -> dict[str, Any]:
         "commit": _commit(),
         "python": platform.python_version(),
         "versions": ", ".join(f"{name} {version(name)}" for name in _VERSIONS),
-        "machine": f"{os.cpu_count()} cores of {_processor()}, {platform.system()}",
+        "machine": f"{os.cpu_count()} cores of {processor()}, {platform.system()}",
         "command": command(),
     }
 
@@ -139,15 +140,6 @@ def _commit() -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown (not a git checkout)"
     return head.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")
-
-
-def _processor() -> str:
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def about(study: Study, seconds: Mapping[str, float]) -> dict[str, Any]:

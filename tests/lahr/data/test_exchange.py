@@ -54,11 +54,11 @@ def test_what_cannot_be_fetched_is_said_and_leaves_nothing(tiny_data, tmp_path):
 def test_a_machine_says_what_it_lacks(tmp_path):
     """Seen to fail when the marker was only looked for, and another sweep's stood there."""
     results = Folder.at(tmp_path / "results")
-    demands = Demands.made(results, "nonce")
+    demands = Demands.made(results)
     assert demands.unmet() is None
     other = replace(demands, versions={**demands.versions, "torch": "2.12.1"})
     assert "(the driver has 2.12.1)" in str(other.unmet())
     elsewhere = replace(demands, results=str(tmp_path / "another disk"))
     assert "is not the same place there" in str(elsewhere.unmet())
-    Demands.made(results, "another sweep's")
+    Demands.made(results)  # another start's
     assert "is not the same place there" in str(demands.unmet())

@@ -79,6 +79,7 @@ def sweep(
         results=results,
         runtime=runtime,
         cluster=cluster,
+        demands=Demands.made(results.folder),
         data=Folder.at(data.folder),
         content_hash=design.content_hash,
         cache=str(data.folder.parent),

@@ -1,8 +1,8 @@
 """Hosts on one machine, for tests that drive a real `ray up`: enough of a computer each to be lost, cut off, set up.
 
-    with Hosts(3) as hosts:                       # 10.78.0.1 to .3; the first is meant for the head
-        hosts.laptop(f"ray up -y {hosts.yaml}")   # this machine, at 10.78.0.254, with a home of its own
-        hosts.run(2, "ray status")                # in the second host: in its home, with its ~/.bashrc
+    with Hosts(3) as hosts:                     # 10.78.0.1 to .3
+        hosts.laptop("ray up -y cluster.yaml")  # this machine, at 10.78.0.254, with a home of its own
+        hosts.run(2, "ray status")              # in the second host: in its home, with its ~/.bashrc
 
 A host is a set of namespaces (network, processes, mounts, name) with an sshd. It has its own home, /tmp, /dev/shm and
 log-ins; `hosts.shared` is a folder that all see at the same path, as NFS would give; the rest of the file system is
@@ -24,10 +24,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 PROJECT = Path(__file__).parents[2]
-ON_PREM = PROJECT / "cluster" / "on_prem.yaml"
 _ROOT = Path("/var/tmp/lahr-hosts")  # not below /tmp, of which each host has its own
 _BRIDGE, _NETWORK = "lahrbr0", "10.78.0"
 _LAPTOP = f"{_NETWORK}.254"
@@ -85,9 +82,11 @@ class Hosts:
         self.cpus = cpus
         """What Ray takes each host to have, so that trials spread over hosts on a machine with few cores."""
         self.shared = _ROOT / "shared"
-        self.key = _ROOT / "laptop" / "id"
-        self.yaml = _ROOT / "laptop" / "on_prem.yaml"
-        """cluster/on_prem.yaml with these hosts in it."""
+        """A folder of all of them."""
+        self.home = _ROOT / "laptop"
+        """The home of `laptop`."""
+        self.key = self.home / "id"
+        """What lets root in on every host."""
         self._machines: dict[int, subprocess.Popen] = {}
 
     def __enter__(self) -> "Hosts":
@@ -100,7 +99,7 @@ class Hosts:
     def up(self) -> None:
         """Makes the hosts, after removing what a run that was killed has left."""
         self.down()
-        for folder in (self.shared, _ROOT / "laptop" / "ray", Path("/run/sshd")):
+        for folder in (self.shared, self.home / "ray", Path("/run/sshd")):
             folder.mkdir(parents=True, exist_ok=True)
         _do(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key])
         try:
@@ -118,7 +117,6 @@ class Hosts:
                 # Ray finds its own address by asking for a route; nothing is forwarded.
                 _do(f"ip -n {name} route add default via {_LAPTOP}")
                 self.restore(host)
-            self.yaml.write_text(yaml.safe_dump(self._on_prem()))
         except BaseException:
             self.down()
             raise
@@ -149,10 +147,9 @@ class Hosts:
 
     def laptop(self, command: str, timeout: float = 280, check: bool = True) -> subprocess.CompletedProcess:
         """Runs a command in the project's folder on this machine, with a home and a /tmp/ray of its own."""
-        home = _ROOT / "laptop"
         Path("/tmp/ray").mkdir(exist_ok=True)  # where `ray up` keeps its state, whatever TMPDIR says
-        own = ["env", "-i", f"HOME={home}", "USER=root", f"PATH={sys.prefix}/bin:{_PATH}", "LC_ALL=C.UTF-8"]
-        bound = f"mount --bind {home}/ray /tmp/ray; {command}"
+        own = ["env", "-i", f"HOME={self.home}", "USER=root", f"PATH={sys.prefix}/bin:{_PATH}", "LC_ALL=C.UTF-8"]
+        bound = f"mount --bind {self.home}/ray /tmp/ray; {command}"
         return _run(["unshare", "-m", *own, "bash", "-ec", bound], command, timeout, check)
 
     def pids(self, host: int, pattern: str = "") -> list[int]:
@@ -223,14 +220,6 @@ class Hosts:
         init = Path(f"/proc/{outer}/task/{outer}/children").read_text().strip()
         own = ["env", "-i", f"HOME={_home()}", "USER=root", f"PATH={_PATH}", "LC_ALL=C.UTF-8"]
         return ["nsenter", "-t", init, "-m", "-p", "-n", "-u", *own, "bash", "-c", f"cd; . ~/.bashrc; {command}"]
-
-    def _on_prem(self) -> dict:
-        config = yaml.safe_load(ON_PREM.read_text())
-        head, *workers = [self.address(host) for host in self.all]
-        config["cluster_name"] = "lahr-test-hosts"
-        config["provider"] |= {"head_ip": head, "worker_ips": workers}
-        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.key)}
-        return config
 
 
 def _seed(upper: Path) -> None:

@@ -48,12 +48,11 @@ def test_setting_up_again_changes_nothing(cluster):
     assert cluster.hosts.run(2, "cat ~/.bashrc; stat -c %y ~/lahr/.venv/ready").stdout == before
 
 
-def test_a_second_start_of_a_sweep_is_refused_on_any_host(cluster, sweep):
+def test_a_second_start_of_a_sweep_is_refused_on_another_host(cluster, sweep):
     """Seen to fail with another --name: it started."""
-    for host in (1, 2):
-        second = cluster.hosts.run(host, cluster.sweep("one"), check=False)
-        assert second.returncode == 2, second.stdout
-        assert "another sweep is running" in second.stdout
+    second = cluster.hosts.run(2, cluster.sweep("one"), check=False)
+    assert second.returncode == 2, second.stdout
+    assert "another sweep is running" in second.stdout
 
 
 def test_trials_run_on_every_host_and_end_in_a_verdict(cluster, sweep):

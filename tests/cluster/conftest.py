@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import Hosts, missing
+from tests.cluster.hosts import Hosts
+from tests.cluster.namespaces import missing
 from tests.cluster.on_prem import OnPrem
 
 ROOT = Path(__file__).parents[2]

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import yaml
 
-from tests.cluster.hosts import PROJECT, Hosts, until
+from tests.cluster.hosts import Hosts
+from tests.cluster.namespaces import PROJECT, until
 
 RAY = r"raylet|gcs_server|ray::|site-packages/ray/"
 """In the command line of every process of Ray's."""

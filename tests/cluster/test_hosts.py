@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.hosts import until
+from tests.cluster.namespaces import until
 from tests.cluster.on_prem import RAY, OnPrem
 
 pytestmark = pytest.mark.hosts

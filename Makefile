@@ -7,10 +7,10 @@ READY := .venv/ready
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test mutations lint format lock clean FORCE
+.PHONY: help setup sweep test test-cluster mutations lint format lock clean FORCE
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z]+):[^#]*## */\1\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
 
 setup: $(READY)  ## make .venv from requirements.lock, unless it stands already
 	@:
@@ -20,6 +20,9 @@ sweep: $(READY)  ## run the factorial on this machine; options in ARGS, e.g. mak
 
 test: $(READY)  ## run the tests; options in ARGS, e.g. make test ARGS="-k memory"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-cluster: $(READY)  ## run the tests that need several hosts, which root makes of this Linux machine; ARGS likewise
+	@$(BIN)/python -m pytest -m hosts -rs tests/cluster $(ARGS)
 
 mutations: $(READY)  ## put deliberate faults into a copy of the sources and see the tests catch each
 	@$(BIN)/python tests/mutations.py $(ARGS)

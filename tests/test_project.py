@@ -60,7 +60,7 @@ def test_make_help_lists_every_target():
     assert {line.split()[0] for line in shown.splitlines()} == set(phony[1].split()) - {"FORCE"}
 
 
-@pytest.mark.parametrize("target", ["sweep", "test", "mutations", "lint", "format"])
+@pytest.mark.parametrize("target", ["sweep", "test", "test-cluster", "mutations", "lint", "format"])
 def test_targets_set_up_first(target):
     assert re.search(rf"^{target}: \$\(READY\)", MAKEFILE, re.MULTILINE)
 
@@ -84,7 +84,7 @@ def test_a_python_that_is_too_old_is_named(tmp_path):
 def test_ci_runs_lint_and_test():
     script = (ROOT / ".ci" / "run").read_text()
     assert "set -euo pipefail" in script
-    assert re.search(r"for target in .*\blint test\b", script)
+    assert re.search(r"for target in .*\blint test test-cluster;", script)
     assert (ROOT / ".ci" / "run").stat().st_mode & 0o100
 
 

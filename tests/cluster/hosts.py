@@ -1,8 +1,8 @@
 """Hosts on one machine, for tests that drive a real `ray up`: enough of a computer each to be lost, cut off, set up.
 
-    with Hosts(3) as hosts:                       # 10.78.0.1 to .3; the first is meant for the head
-        hosts.laptop(f"ray up -y {hosts.yaml}")   # this machine, at 10.78.0.254, with a home of its own
-        hosts.run(2, "ray status")                # in the second host: in its home, with its ~/.bashrc
+    with Hosts(3) as hosts:                     # 10.78.0.1 to .3
+        hosts.laptop("ray up -y cluster.yaml")  # this machine, at 10.78.0.254, with a home of its own
+        hosts.run(2, "ray status")              # in the second host: in its home, with its ~/.bashrc
 
 A host is a set of namespaces (network, processes, mounts, name) with an sshd. It has its own home, /tmp, /dev/shm and
 log-ins; `hosts.shared` is a folder that all see at the same path, as NFS would give; the rest of the file system is
@@ -12,6 +12,7 @@ a set-up of an older lock file would have left it: `make setup` runs, and has no
 Its process table is its own because `ray stop` ends every Ray process that it sees.
 """
 
+import fcntl
 import os
 import pwd
 import re
@@ -20,19 +21,14 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import yaml
+from tests.cluster.namespaces import PATH, command_line, do, end, pids, run, until
 
-PROJECT = Path(__file__).parents[2]
-ON_PREM = PROJECT / "cluster" / "on_prem.yaml"
 _ROOT = Path("/var/tmp/lahr-hosts")  # not below /tmp, of which each host has its own
+_LOCK = Path("/run/lock/lahr-hosts")
 _BRIDGE, _NETWORK = "lahrbr0", "10.78.0"
 _LAPTOP = f"{_NETWORK}.254"
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_TOOLS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "make": "make"}
 
 # What a host does first, in its namespaces: mounts, then sshd, then nothing, as the parent of what loses its own.
 # The interpreter may lie in the home that is hidden here.
@@ -52,31 +48,6 @@ while :; do sleep 3600 & wait $!; done
 """
 
 
-def missing() -> str | None:
-    """What this machine lacks for hosts, in words; None where it lacks nothing."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        return "hosts are Linux namespaces, and only root may make them"
-    if lacking := [package for tool, package in _TOOLS.items() if not shutil.which(tool, path=_PATH)]:
-        return f"hosts need programs that are not here: apt-get install {' '.join(lacking)}"
-    if sys.prefix == sys.base_prefix:
-        return "hosts take their packages from a virtual environment; run the tests in one: make test-cluster"
-    try:
-        _do(["unshare", "-m", "-p", "-n", "-u", "-f", "mount", "-t", "tmpfs", "none", "/dev/shm"])
-    except RuntimeError as error:
-        return f"this machine's root may not make namespaces and mounts: {error}"
-    return None
-
-
-def until(true: Callable[[], object], seconds: float, what: str | Callable[[], str]) -> float:
-    """Waits until something holds; the seconds that took. `TimeoutError` names what did not come."""
-    began = time.monotonic()
-    while not true():
-        if time.monotonic() - began > seconds:
-            raise TimeoutError(f"not within {seconds:g} s: {what if isinstance(what, str) else what()}")
-        time.sleep(0.2)
-    return time.monotonic() - began
-
-
 class Hosts:
     """`count` hosts, numbered from 1, between `up()` and `down()`."""
 
@@ -85,9 +56,11 @@ class Hosts:
         self.cpus = cpus
         """What Ray takes each host to have, so that trials spread over hosts on a machine with few cores."""
         self.shared = _ROOT / "shared"
-        self.key = _ROOT / "laptop" / "id"
-        self.yaml = _ROOT / "laptop" / "on_prem.yaml"
-        """cluster/on_prem.yaml with these hosts in it."""
+        """A folder of all of them."""
+        self.home = _ROOT / "laptop"
+        """The home of `laptop`."""
+        self.key = self.home / "id"
+        """What lets root in on every host."""
         self._machines: dict[int, subprocess.Popen] = {}
 
     def __enter__(self) -> "Hosts":
@@ -98,40 +71,49 @@ class Hosts:
         self.down()
 
     def up(self) -> None:
-        """Makes the hosts, after removing what a run that was killed has left."""
-        self.down()
-        for folder in (self.shared, _ROOT / "laptop" / "ray", Path("/run/sshd")):
-            folder.mkdir(parents=True, exist_ok=True)
-        _do(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key])
+        """Makes the hosts, after removing what a killed run has left. `RuntimeError` while another run has them."""
+        self._lock = _LOCK.open("w")
         try:
-            _do(f"ip link add {_BRIDGE} type bridge")
-            _do(f"ip addr add {_LAPTOP}/24 dev {_BRIDGE}")
-            _do(f"ip link set {_BRIDGE} up")
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise RuntimeError("another run of these tests has the hosts of this machine; wait for it") from None
+        self._remove()
+        for folder in (self.shared, self.home / "ray", Path("/run/sshd")):
+            folder.mkdir(parents=True, exist_ok=True)
+        do(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", self.key])
+        try:
+            do(f"ip link add {_BRIDGE} type bridge")
+            do(f"ip addr add {_LAPTOP}/24 dev {_BRIDGE}")
+            do(f"ip link set {_BRIDGE} up")
             for host in self.all:
                 name, link = _name(host), _link(host)
-                _do(f"ip netns add {name}")
-                _do(f"ip link add {link} type veth peer name eth0 netns {name}")
-                _do(f"ip link set {link} master {_BRIDGE} up")
-                _do(f"ip -n {name} addr add {self.address(host)}/24 dev eth0")
-                _do(f"ip -n {name} link set lo up")
-                _do(f"ip -n {name} link set eth0 up")
+                do(f"ip netns add {name}")
+                do(f"ip link add {link} type veth peer name eth0 netns {name}")
+                do(f"ip link set {link} master {_BRIDGE} up")
+                do(f"ip -n {name} addr add {self.address(host)}/24 dev eth0")
+                do(f"ip -n {name} link set lo up")
+                do(f"ip -n {name} link set eth0 up")
                 # Ray finds its own address by asking for a route; nothing is forwarded.
-                _do(f"ip -n {name} route add default via {_LAPTOP}")
+                do(f"ip -n {name} route add default via {_LAPTOP}")
                 self.restore(host)
-            self.yaml.write_text(yaml.safe_dump(self._on_prem()))
         except BaseException:
             self.down()
             raise
 
     def down(self) -> None:
         """Ends every process of every host, and removes all of it."""
-        for name in re.findall(r"^lahr\d+", _do("ip netns list"), re.MULTILINE):
-            _end(name)
-            _do(f"ip netns del {name}")  # and its link with it
+        self._remove()
+        self._lock.close()
+
+    def _remove(self) -> None:
+        for name in re.findall(r"^lahr\d+", do("ip netns list"), re.MULTILINE):
+            end(name)
+            do(f"ip netns del {name}")  # and its link with it
         for machine in self._machines.values():
             machine.wait()
         if Path("/sys/class/net", _BRIDGE).exists():
-            _do(f"ip link del {_BRIDGE}")
+            do(f"ip link del {_BRIDGE}")
         shutil.rmtree(_ROOT, ignore_errors=True)
 
     def address(self, host: int) -> str:
@@ -139,8 +121,8 @@ class Hosts:
         return f"{_NETWORK}.{host}"
 
     def run(self, host: int, command: str, timeout: float = 120, check: bool = True) -> subprocess.CompletedProcess:
-        """Runs a command in a host, as a log-in there would; `stdout` has both streams."""
-        return _run(self._inside(host, command), command, timeout, check)
+        """Runs a command in a host, as a log-in there would; `stdout` has both streams. 124: it took too long."""
+        return run(self._inside(host, command, _limit(timeout)), command, check)
 
     def start(self, host: int, command: str, log: Path) -> subprocess.Popen:
         """Starts a command in a host and does not wait for it; `kill` ends it, as nothing outside of the host can."""
@@ -149,15 +131,14 @@ class Hosts:
 
     def laptop(self, command: str, timeout: float = 280, check: bool = True) -> subprocess.CompletedProcess:
         """Runs a command in the project's folder on this machine, with a home and a /tmp/ray of its own."""
-        home = _ROOT / "laptop"
         Path("/tmp/ray").mkdir(exist_ok=True)  # where `ray up` keeps its state, whatever TMPDIR says
-        own = ["env", "-i", f"HOME={home}", "USER=root", f"PATH={sys.prefix}/bin:{_PATH}", "LC_ALL=C.UTF-8"]
-        bound = f"mount --bind {home}/ray /tmp/ray; {command}"
-        return _run(["unshare", "-m", *own, "bash", "-ec", bound], command, timeout, check)
+        own = ["env", "-i", f"HOME={self.home}", "USER=root", f"PATH={sys.prefix}/bin:{PATH}", "LC_ALL=C.UTF-8"]
+        bound = f"mount --bind {self.home}/ray /tmp/ray; {command}"
+        return run(["unshare", "-m", *own, *_limit(timeout), "bash", "-ec", bound], command, check)
 
     def pids(self, host: int, pattern: str = "") -> list[int]:
         """This machine's numbers of the processes in a host whose command line has a match."""
-        return [pid for pid in _pids(_name(host)) if (line := _command(pid)) and re.search(pattern, line)]
+        return [pid for pid in pids(_name(host)) if (line := command_line(pid)) and re.search(pattern, line)]
 
     def kill(self, host: int, pattern: str, number: int = signal.SIGKILL) -> list[int]:
         """Sends those processes a signal; their numbers."""
@@ -168,21 +149,21 @@ class Hosts:
 
     def cut(self, host: int) -> None:
         """Pulls the host's network cable."""
-        _do(f"ip link set {_link(host)} down")
+        do(f"ip link set {_link(host)} down")
 
     def mend(self, host: int) -> None:
         """Plugs it in again."""
-        _do(f"ip link set {_link(host)} up")
+        do(f"ip link set {_link(host)} up")
 
     def lose(self, host: int) -> None:
         """Ends all that runs on the host, and its disk with it: a preemption, a fire."""
-        _end(_name(host))
+        end(_name(host))
         self._machines.pop(host).wait()
         shutil.rmtree(_ROOT / _name(host))
 
     def reboot(self, host: int) -> None:
         """Ends all that runs on the host, and starts it again with its disk as it was."""
-        _end(_name(host))
+        end(_name(host))
         self._machines.pop(host).wait()
         self._boot(host)
 
@@ -194,7 +175,7 @@ class Hosts:
             (disk / folder).mkdir(parents=True)
         (disk / "tmp").chmod(0o1777)
         shutil.copy(self.key.with_suffix(".pub"), disk / "home/.ssh/authorized_keys")
-        _do(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", disk / "key"])
+        do(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", disk / "key"])
         files = {
             "home/.bashrc": f"export PATH={sys.base_prefix}/bin:$PATH\n"
             f"export RAY_OVERRIDE_RESOURCES='{{\"CPU\": {self.cpus}}}'\n",
@@ -213,24 +194,17 @@ class Hosts:
         command = ["nsenter", f"--net=/run/netns/{name}", "unshare", "-m", "-p", "-u", "-f", "--kill-child"]
         with (disk / "log").open("wb") as log:
             self._machines[host] = subprocess.Popen(
-                [*command, "--mount-proc", "env", "-i", f"PATH={_PATH}", "bash", disk / "boot"],
+                [*command, "--mount-proc", "env", "-i", f"PATH={PATH}", "bash", disk / "boot"],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
         until(lambda: _has_sshd(self.address(host)), 20, lambda: f"{name}'s sshd: {(disk / 'log').read_text()}")
 
-    def _inside(self, host: int, command: str) -> list[str]:
+    def _inside(self, host: int, command: str, limit: list[str] | None = None) -> list[str]:
         outer = self._machines[host].pid
         init = Path(f"/proc/{outer}/task/{outer}/children").read_text().strip()
-        own = ["env", "-i", f"HOME={_home()}", "USER=root", f"PATH={_PATH}", "LC_ALL=C.UTF-8"]
-        return ["nsenter", "-t", init, "-m", "-p", "-n", "-u", *own, "bash", "-c", f"cd; . ~/.bashrc; {command}"]
-
-    def _on_prem(self) -> dict:
-        config = yaml.safe_load(ON_PREM.read_text())
-        head, *workers = [self.address(host) for host in self.all]
-        config["cluster_name"] = "lahr-test-hosts"
-        config["provider"] |= {"head_ip": head, "worker_ips": workers}
-        config["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.key)}
-        return config
+        own = ["env", "-i", f"HOME={_home()}", "USER=root", f"PATH={PATH}", "LC_ALL=C.UTF-8"]
+        inside = [*(limit or []), "bash", "-c", f"cd; . ~/.bashrc; {command}"]
+        return ["nsenter", "-t", init, "-m", "-p", "-n", "-u", *own, *inside]
 
 
 def _seed(upper: Path) -> None:
@@ -238,10 +212,17 @@ def _seed(upper: Path) -> None:
     there = f"{_home()}/lahr/.venv"
     for script in (Path(sys.prefix) / "bin").iterdir():
         if script.is_file() and not script.is_symlink() and script.stat().st_size < 100_000:
-            (upper / "bin" / script.name).write_text(script.read_text().replace(sys.prefix, there))
+            (upper / "bin" / script.name).write_bytes(
+                script.read_bytes().replace(sys.prefix.encode(), there.encode())
+            )
             shutil.copymode(script, upper / "bin" / script.name)
     (upper / "ready").write_text(f"{_home()}/lahr\n")
     os.utime(upper / "ready", (0, 0))
+
+
+def _limit(seconds: float) -> list[str]:
+    """From inside of a host: ended from outside, nsenter leaves what it started."""
+    return ["timeout", "-k", "5", str(seconds)]
 
 
 def _home() -> str:
@@ -262,46 +243,3 @@ def _has_sshd(address: str) -> bool:
             return connection.recv(4) == b"SSH-"
     except OSError:
         return False
-
-
-def _pids(name: str) -> list[int]:
-    return [int(pid) for pid in _do(f"ip netns pids {name}").split()]
-
-
-def _command(pid: int) -> str:
-    """A process's command line; nothing for one that is gone, or a zombie."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
-
-
-def _end(name: str) -> None:
-    def all_gone() -> bool:
-        pids = [pid for pid in _pids(name) if _command(pid)]
-        for pid in pids:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                continue
-        return not pids
-
-    until(all_gone, 20, f"the end of {name}'s processes")
-
-
-def _do(command: str | list) -> str:
-    words = command.split() if isinstance(command, str) else [str(word) for word in command]
-    done = subprocess.run(words, stdin=subprocess.DEVNULL, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
-    return done.stdout
-
-
-def _run(words: list[str], command: str, timeout: float, check: bool) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        words, cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        timeout=timeout,
-    )  # fmt: skip
-    if check and done.returncode:
-        raise RuntimeError(f"{command}\nended with {done.returncode}:\n{done.stdout}")
-    return done

@@ -7,7 +7,7 @@ READY := .venv/ready
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-cluster mutations lint format lock clean FORCE
+.PHONY: help setup sweep test test-cluster chaos mutations lint format lock clean FORCE
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -23,6 +23,9 @@ test: $(READY)  ## run the tests; options in ARGS, e.g. make test ARGS="-k memor
 
 test-cluster: $(READY)  ## run the tests that need several hosts, which root makes of this Linux machine; ARGS likewise
 	@$(BIN)/python -m pytest -m hosts -rs tests/cluster $(ARGS)
+
+chaos: $(READY)  ## disturb sweeps in every way of docs/reliability.md, and write down there what became of them; ARGS likewise
+	@$(BIN)/python -m pytest -m chaos $(ARGS)
 
 mutations: $(READY)  ## put deliberate faults into a copy of the sources and see the tests catch each
 	@$(BIN)/python tests/mutations.py $(ARGS)

@@ -43,6 +43,8 @@ class Outcome:
 class _Heard:
     """What one trial has said so far."""
 
+    resumed_at: int
+    """Step that this start of the sweep went on from."""
     step: int = 0
     restarts: int = 0
     repeated: int = 0
@@ -93,7 +95,7 @@ class Relay:
             _log.warning("%s: %s", trial.id, warning)
         heard = self._heard.get(trial.id)
         if heard is None:
-            self._heard[trial.id] = _Heard(warnings=list(warnings))
+            self._heard[trial.id] = _Heard(step, warnings=list(warnings))
             self._tell("started", trial)
             return
         heard.restarts += 1
@@ -108,6 +110,7 @@ class Relay:
             self._tell("progressed", trial, [record])
         if record.status != "running":
             how = {
+                "resumed_at": heard.resumed_at,
                 "restarts": heard.restarts,
                 "repeated_steps": heard.repeated,
                 "warnings": "\n".join(heard.warnings) or None,

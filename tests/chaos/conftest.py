@@ -1,0 +1,32 @@
+"""Rows of docs/reliability.md: each test of chaos adds its own, with the figures that it measured."""
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.report import write
+
+ROWS = Path(os.environ.get("LAHR_CHAOS", ".tmp/chaos"))
+
+
+@pytest.fixture
+def row(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
+    """`row(fault, held, seconds=…, undisturbed=…, restarts=…, repeated=…)`, kept where the test passes."""
+    said: list[dict] = []
+
+    def say(fault: str, held: str, **figures: object) -> None:
+        said.append({"fault": fault, "held": held, "figures": figures})
+
+    yield say
+    ROWS.mkdir(parents=True, exist_ok=True)
+    for one in said:
+        (ROWS / f"{request.node.name}.json").write_text(json.dumps(one))
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Writes the page from all rows there are, so that rows may be made one by one."""
+    if exitstatus == 0 and ROWS.exists():
+        write([json.loads(path.read_text()) for path in sorted(ROWS.glob("*.json"))])

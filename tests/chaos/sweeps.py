@@ -1,0 +1,89 @@
+"""Sweeps that are disturbed, and what has to be the same as in one that was not."""
+
+import json
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from tests.cluster.hosts import until
+
+CHECKPOINTS, STEPS = 20, 240
+"""In a trial: a checkpoint every twelve steps."""
+OPTIONS = (
+    f"--preset smoke --train.tokens {STEPS * 256} --train.batch-size 2 --train.checkpoints {CHECKPOINTS} "
+    "--train.evaluations 4"
+)
+CLOCKS = (
+    "seconds", "tokens_per_second", "peak_memory_mib", "restarts", "repeated_steps", "resumed_at", "warnings",
+)  # fmt: skip
+"""Figures of a trial that are of its run, and no result."""
+
+
+def trials(results: Path) -> dict[str, dict]:
+    """Trial → what it came to, all but the clocks: the result, and the curve as text."""
+    found = {}
+    for path in sorted(results.glob("trials/*/result.json")):
+        result = json.loads(path.read_text())
+        curve = pd.read_parquet(path.with_name("metrics.parquet"))
+        kept = curve.drop(columns=[name for name in CLOCKS if name in curve])
+        found[path.parent.name] = {k: v for k, v in result.items() if k not in CLOCKS} | {"curve": kept.to_json()}
+    return found
+
+
+def disturbances(results: Path) -> dict[str, int]:
+    """Over all trials: how often one was begun again, steps done twice, the most at once, the most in a trial."""
+    read = [json.loads(path.read_text()) for path in results.glob("trials/*/result.json")]
+    return {
+        "restarts": sum(result["restarts"] for result in read),
+        "repeated": sum(result["repeated_steps"] for result in read),
+        "most": max((result["repeated_steps"] / max(result["restarts"], 1) for result in read), default=0),
+    }
+
+
+def newest_checkpoints(results: Path) -> dict[str, int]:
+    """Trial that is not finished → the step of its newest whole checkpoint."""
+    steps = {}
+    for folder in results.glob("checkpoints/*"):
+        if not (results / "trials" / folder.name / "result.json").exists():
+            whole = [int(m.parent.name.removeprefix("step-")) for m in folder.glob("step-*/manifest.json")]
+            steps[folder.name] = max(whole, default=0)
+    return steps
+
+
+@dataclass
+class Running:
+    """A sweep's process and what it has said."""
+
+    process: subprocess.Popen
+    log: Path
+    results: Path
+    began: float
+
+    def said(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def finished(self) -> int:
+        return len(list(self.results.glob("trials/*/result.json")))
+
+    def until_finished(self, count: int, seconds: float = 240) -> None:
+        """Waits until so many trials have a result."""
+        until(lambda: self.finished() >= count or self.process.poll() is not None, seconds, self.said)
+        assert self.finished() >= count, self.said()
+
+    def until_said(self, pattern: str, seconds: float = 120) -> None:
+        until(lambda: re.search(pattern, self.said()), seconds, self.said)
+
+    def wait(self, seconds: float = 600) -> float:
+        """Waits for its end, which has to be a good one; seconds from its start."""
+        status = self.process.wait(timeout=seconds)
+        assert status == 0, self.said()
+        return time.monotonic() - self.began
+
+
+Fault = Callable[[Running], Running | None]
+"""Disturbs a sweep that runs, and returns the one that runs then, where it is another."""

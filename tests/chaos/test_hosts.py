@@ -1,0 +1,229 @@
+"""Faults of processes, hosts and the network, in the middle of a sweep over three hosts that `ray up` made a cluster of.
+
+Every trial has to finish, bit for bit as in a sweep that nothing disturbed, with at most one checkpoint's interval of
+any trial done again.
+"""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.chaos.sweeps import CHECKPOINTS, OPTIONS, STEPS, Running, disturbances, newest_checkpoints, trials
+from tests.cluster.hosts import until
+from tests.cluster.on_prem import OnPrem
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
+INTERVAL = STEPS // CHECKPOINTS
+KILLS = int(os.environ.get("KILLS", "20"))
+SAME = "every trial finished, bit for bit as undisturbed"
+
+
+class Stage:
+    """The cluster, and sweeps on it."""
+
+    def __init__(self, cluster: OnPrem, logs) -> None:
+        self.cluster, self.hosts, self._logs = cluster, cluster.hosts, logs
+
+    def start(self, name: str, options: str = "--seeds 1") -> Running:
+        """Starts a sweep, or goes on with it, from the head."""
+        log = self._logs / f"{name}-{time.time_ns()}"
+        command = self.cluster.sweep(name, f"{OPTIONS} {options}")
+        process = self.hosts.start(1, command, log)
+        return Running(process, log, self.cluster.results(name), time.monotonic())
+
+    def whole(self, seconds: float = 240) -> None:
+        """Waits until all hosts are in the cluster again."""
+        until(lambda: self.cluster.nodes() == len(self.hosts.all), seconds, self.cluster.log)
+
+    def with_workers(self, among: tuple[int, ...] = (2, 3)) -> int:
+        """A host on which a trial trains."""
+        busy: list[int] = []
+
+        def found() -> bool:
+            busy[:] = [host for host in among if self.hosts.pids(host, "RayTrainWorker")]
+            return bool(busy)
+
+        until(found, 60, "a host with a training worker")
+        return busy[0]
+
+
+@pytest.fixture(scope="module")
+def stage(cluster, tmp_path_factory) -> Stage:
+    return Stage(cluster, tmp_path_factory.mktemp("logs"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(stage) -> tuple[dict, float]:
+    """What the sweep comes to, and the seconds it takes."""
+    running = stage.start("undisturbed")
+    seconds = running.wait()
+    return trials(running.results), seconds
+
+
+@pytest.fixture
+def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., Running]]:
+    """`disturbed(fault, name, break_it, *mend)`: a sweep that `break_it` disturbs once three trials are finished."""
+    yield lambda fault, break_it, mend=None: _disturb(
+        stage, undisturbed, row, request.node.name, fault, break_it, mend
+    )
+    for host in stage.hosts.all:
+        stage.hosts.kill(host, "factorial.py")
+    stage.whole()
+
+
+def _disturb(stage, undisturbed, row, name, fault, break_it, mend) -> None:
+    expected, usual = undisturbed
+    running = stage.start(name.removeprefix("test_"))
+    running.until_finished(3)
+    running = break_it(running) or running
+    seconds = running.wait()
+    if mend:
+        mend()
+    assert trials(running.results) == expected
+    counted = disturbances(running.results)
+    assert counted["most"] <= INTERVAL
+    row(
+        fault,
+        SAME,
+        restarts=counted["restarts"],
+        steps_done_again=f"{counted['repeated']} (an interval is {INTERVAL})",
+        seconds=f"{seconds:.0f} from the last start, {usual:.0f} undisturbed",
+    )
+
+
+def test_a_training_worker(stage, disturbed):
+    def fault(running: Running) -> None:
+        assert stage.hosts.kill(stage.with_workers((1, 2, 3)), "RayTrainWorker")
+
+    disturbed("kill -9 a training worker", fault)
+
+
+def test_a_trial_driver(stage, disturbed):
+    def fault(running: Running) -> None:
+        assert stage.hosts.kill(1, r"ImplicitFunc")
+
+    disturbed("kill -9 a trial driver (of all launches at once)", fault)
+
+
+def test_the_sweep_script(stage, disturbed):
+    def fault(running: Running) -> Running:
+        assert stage.hosts.kill(1, "factorial.py")
+        running.process.wait()
+        newest = newest_checkpoints(running.results)
+        again = stage.start("the_sweep_script")
+        again.newest = newest
+        return again
+
+    disturbed("kill -9 the sweep script, and the same command again", fault)
+
+
+def test_a_raylet(stage, disturbed):
+    def fault(running: Running) -> None:
+        assert stage.hosts.kill(stage.with_workers(), r"raylet/raylet")
+
+    disturbed("kill -9 a host's raylet", fault)
+
+
+def test_a_worker_host(stage, disturbed):
+    lost: list[int] = []
+
+    def fault(running: Running) -> None:
+        lost.append(stage.with_workers())
+        stage.hosts.lose(lost[0])
+
+    disturbed("a whole worker host lost, with its disk", fault, lambda: stage.hosts.restore(lost[0]))
+
+
+def test_a_host_cut_off(stage, disturbed):
+    def fault(running: Running) -> None:
+        host = stage.with_workers()
+        stage.hosts.cut(host)
+        time.sleep(60)
+        stage.hosts.mend(host)
+
+    disturbed("a host cut off from the network for 60 s, then back", fault)
+
+
+def test_the_head_host(stage, disturbed):
+    def fault(running: Running) -> Running:
+        stage.hosts.lose(1)
+        running.process.wait()
+        stage.hosts.restore(1)
+        stage.cluster.up()
+        return stage.start("the_head_host")
+
+    disturbed("the head host lost; `ray up` and the same command again", fault)
+
+
+def test_a_hang(stage, disturbed):
+    def fault(running: Running) -> None:
+        assert stage.hosts.kill(stage.with_workers((1, 2, 3)), "RayTrainWorker", signal.SIGSTOP)
+
+    disturbed("a training worker stopped (SIGSTOP), with --hang-after 60", fault)
+
+
+def test_preemption(stage, disturbed):
+    """A notice of 60 s: a checkpoint at once, and the trial goes on elsewhere."""
+
+    def fault(running: Running) -> None:
+        host = stage.with_workers()
+        drain = (
+            "ray drain-node --node-id $(cat /tmp/ray/node-id) --reason DRAIN_NODE_REASON_PREEMPTION "
+            "--reason-message test --deadline-remaining-seconds 60"
+        )
+        stage.hosts.run(host, drain)
+
+    disturbed("a preemption notice of 60 s", fault)
+
+
+def test_random_kills(stage, undisturbed, row):
+    """Workers, drivers, raylets, whole hosts and the script itself, at random moments, until so many are done."""
+    chance = random.Random(20261126)
+    expected, _ = undisturbed
+    done: dict[str, int] = {}
+    sweeps = 0
+    began = time.monotonic()
+    while sum(done.values()) < KILLS:
+        name = f"kills{sweeps}"
+        running = stage.start(name)
+        while running.finished() < len(expected) and sum(done.values()) < KILLS:
+            time.sleep(chance.uniform(5, 25))
+            if running.process.poll() is not None:
+                break
+            what = chance.choice(["worker", "worker", "driver", "raylet", "host", "script"])
+            if _strike(stage, what, chance):
+                done[what] = done.get(what, 0) + 1
+            if what == "script":
+                running.process.wait()
+                running = stage.start(name)
+        running.wait(900)
+        assert trials(running.results) == expected
+        sweeps += 1
+        stage.whole()
+    kinds = ", ".join(f"{count} of a {what}" for what, count in sorted(done.items()))
+    row(
+        f"{sum(done.values())} random kills",
+        SAME,
+        kills=kinds,
+        sweeps=sweeps,
+        minutes=f"{(time.monotonic() - began) / 60:.0f}",
+    )
+
+
+def _strike(stage: Stage, what: str, chance: random.Random) -> bool:
+    host = chance.choice((2, 3))
+    if what == "host":
+        stage.hosts.lose(host)
+        stage.hosts.restore(host)
+        return True
+    pattern = {
+        "worker": "RayTrainWorker",
+        "driver": "ImplicitFunc",
+        "raylet": "raylet/raylet",
+        "script": "factorial",
+    }
+    return bool(stage.hosts.kill(1 if what in ("driver", "script") else host, pattern[what]))

@@ -1,4 +1,4 @@
-"""Faults of processes, hosts and the network, in the middle of a sweep over three hosts that `ray up` made a cluster of.
+"""Faults of processes, hosts and the network, in the middle of a sweep over three hosts, a cluster by `ray up`.
 
 Every trial has to finish, bit for bit as in a sweep that nothing disturbed, with at most one checkpoint's interval of
 any trial done again.

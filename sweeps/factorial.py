@@ -6,7 +6,7 @@
     python sweeps/factorial.py status | report                  where it stands; the report again
 
 Data flows one way: design → pending → schedule → table → effects → report. Exit status: 0 finished, 1 some trials
-failed, 2 bad input, 130 interrupted (the same command carries on).
+failed, 2 bad input or storage that is away for good, 130 interrupted (the same command carries on from either).
 """
 
 import logging
@@ -49,6 +49,7 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, console: Console) -> int:
     """Runs what is pending, then reports."""
+    Results.at(options.results, options.sweep_name).folder.check_writable()
     others = [_other(path) for path in options.reuse]
     sweep = study.resolve(options, console, has_gpu=False)
     results = sweep.results

@@ -91,11 +91,11 @@ def train(
         if warn is not None:
             warn.extend(problems)
         if restored is not None:
-            run.load(restored)
             records = [Progress.from_json(record) for record in restored.meta["records"]]
             yield from records
-            if records[-1].status != "running":
+            if restored.has_ended:  # of which the weights alone are kept
                 return
+            run.load(restored)
     for record in run.steps(records[-1] if records else None):
         records.append(record)
         save_now = run.step in run.milestones.checkpoint or record.status != "running"

@@ -186,6 +186,7 @@ def train_one(argv: list[str]) -> int:
         micro_batch=choose_micro_batch(config, device, 1),
     )
     console = Console()
+    Folder.at(options.out).check_writable()
     with console.status("") as status:
         cache = Path(options.cache).expanduser().resolve()
         data = prepare(

@@ -21,3 +21,10 @@ def nearest(given: str, allowed: list[str]) -> str:
     """`" (did you mean 'x'?)"` for the allowed name closest to `given`, or nothing where none is close."""
     close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+class StorageError(OSError):
+    """Storage that could not be read or written, after waiting where waiting may help.
+
+    The message is one line for a person: what was tried and where, the reason, what to do.
+    """

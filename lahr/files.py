@@ -1,20 +1,30 @@
 """Folders on a disk or in an object store, behind one small value.
 
 A file is serialised to bytes first and then appears whole: on a disk through a temporary file, fsync and rename,
-in an object store through one put.
+in an object store as one object. Every operation is patient with storage that is away for a while (`patience.py`);
+one that fails for good is a `StorageError`, but for `FileNotFoundError`, which callers rely on.
 """
 
+import contextlib
 import json
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
 
-from lahr.errors import ConfigError
+from lahr import patience, stores
+from lahr.errors import ConfigError, check
+
+TEMPORARY = ".tmp"
+"""How names of files end that were never finished: a writer that was killed leaves them."""
+_PROBE_S = 3.0
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -26,14 +36,16 @@ class Folder:
 
     @staticmethod
     def at(place: str | os.PathLike[str]) -> "Folder":
-        """The folder at a local path or URI; it need not exist yet. `ConfigError` for a URI nobody can read."""
+        """The folder at a local path or URI; it need not exist yet. `ConfigError` for a URI nobody can read, and for
+        one that carries credentials: it would stand in files and logs."""
         place = str(place)
         if place.startswith("file://"):
             place = unquote(urlsplit(place).path)
         if "://" not in place:
             return Folder(str(Path(place).expanduser().resolve()))
+        stores.refuse_secrets(place)
         try:
-            fs.FileSystem.from_uri(place)
+            stores.look_at(place)
         except Exception as error:
             raise ConfigError(
                 f"cannot use {place!r}: {error}; give a local path or a URI such as s3://…"
@@ -59,54 +71,65 @@ class Folder:
     def _open(self) -> tuple[fs.FileSystem, str]:
         if self.is_local:
             return fs.LocalFileSystem(), self.uri
-        return fs.FileSystem.from_uri(self.uri)
+        return stores.opened(self.uri, patience.is_limited(), os.getpid())
 
-    def path(self, name: str = "") -> str:
-        """The path of `name` inside the filesystem. `ConfigError` if it would leave this folder."""
+    def _parts(self, name: str) -> tuple[str, ...]:
         parts = PurePosixPath(name).parts
         if PurePosixPath(name).is_absolute() or ".." in parts:
             raise ConfigError(f"{name!r} would leave {self.uri}; give a name without '..' or a leading '/'")
-        return "/".join([self._open()[1], *parts])
+        return parts
+
+    def path(self, name: str = "") -> str:
+        """The path of `name` inside the filesystem. `ConfigError` if it would leave this folder."""
+        return "/".join([self._open()[1], *self._parts(name)])
 
     def child(self, name: str) -> "Folder":
         """The folder `name` below this one."""
-        self.path(name)
+        self._parts(name)
         base, query, options = self.uri.partition("?")  # options of an object store stay at the URI's end
         return Folder(f"{base.rstrip('/')}/{name}{query}{options}")
 
+    def _patiently(self, doing: str, name: str, attempt: Callable[[fs.FileSystem, str], Value]) -> Value:
+        """`attempt(filesystem, path of name)`; opening is part of it, since S3 may be asked for a bucket's region."""
+        parts = self._parts(name)
+
+        def once() -> Value:
+            filesystem, base = self._open()
+            return attempt(filesystem, "/".join([base, *parts]))
+
+        return patience.patiently(f"{doing} {name or 'files'} in {self.uri}", once)
+
     def exists(self, name: str = "") -> bool:
         """Whether a file or folder of that name is there."""
-        return self._open()[0].get_file_info(self.path(name)).type != fs.FileType.NotFound
+        kind = self._patiently("look for", name, lambda filesystem, path: filesystem.get_file_info(path).type)
+        return kind != fs.FileType.NotFound
 
     def names(self, name: str = "") -> list[str]:
         """What lies directly in the folder `name`, sorted; empty if it is not there."""
-        selector = fs.FileSelector(self.path(name), allow_not_found=True)
-        return sorted(info.base_name for info in self._open()[0].get_file_info(selector))
+
+        def listed(filesystem: fs.FileSystem, path: str) -> list[str]:
+            selector = fs.FileSelector(path, allow_not_found=True)
+            return sorted(info.base_name for info in filesystem.get_file_info(selector))
+
+        return self._patiently("list", name, listed)
 
     def read(self, name: str) -> bytes:
         """The file's bytes; `FileNotFoundError` if it is not there."""
-        with self._open()[0].open_input_stream(self.path(name)) as stream:
-            return stream.read()
+
+        def content(filesystem: fs.FileSystem, path: str) -> bytes:
+            with filesystem.open_input_stream(path) as stream:
+                return stream.read()
+
+        return self._patiently("read", name, content)
 
     def write(self, name: str, data: bytes) -> None:
         """Makes or replaces the file `name`, whole or not at all, with the folders it needs."""
-        filesystem, path = self._open()[0], self.path(name)
-        if not self.is_local:
+
+        def put(filesystem: fs.FileSystem, path: str) -> None:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
-            return
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-        try:
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except OSError:
-            if os.path.exists(temporary):
-                os.remove(temporary)
-            raise
+
+        self._patiently("write", name, (lambda _, path: _replace_on_disk(path, data)) if self.is_local else put)
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Makes the file `name`, whole; False if it is there already. Two that try at once: on a disk one succeeds,
@@ -116,24 +139,29 @@ class Folder:
                 return False
             self.write(name, data)
             return True
-        temporary = f"{name}.{uuid.uuid4().hex[:8]}.tmp"
+        temporary = f"{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         self.write(temporary, data)
         try:
-            os.link(self.path(temporary), self.path(name))
+            self._patiently("write", name, lambda _, path: os.link(self.path(temporary), path))
         except FileExistsError:
-            return False
+            # An NFS server may have made it and its answer been lost: then it is this one's second name.
+            return os.stat(self.path(temporary)).st_nlink == 2
         finally:
             self.remove(temporary)
         return True
 
     def remove(self, name: str) -> None:
         """Removes a file, or a folder with all in it; nothing happens if it is not there."""
-        filesystem, path = self._open()[0], self.path(name)
-        kind = filesystem.get_file_info(path).type
-        if kind == fs.FileType.Directory:
-            filesystem.delete_dir(path)
-        elif kind == fs.FileType.File:
-            filesystem.delete_file(path)
+
+        def gone(filesystem: fs.FileSystem, path: str) -> None:
+            kind = filesystem.get_file_info(path).type
+            with contextlib.suppress(FileNotFoundError):
+                if kind == fs.FileType.Directory:
+                    filesystem.delete_dir(path)
+                elif kind == fs.FileType.File:
+                    filesystem.delete_file(path)
+
+        self._patiently("remove", name, gone)
 
     def read_json(self, name: str) -> Any:
         """The JSON file's value; `FileNotFoundError` or `ValueError` where it is not there or is not JSON."""
@@ -142,3 +170,37 @@ class Folder:
     def write_json(self, name: str, value: Any) -> None:
         """Writes `value` as indented JSON, whole or not at all."""
         self.write(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def check_writable(self) -> None:
+        """`ConfigError` unless a small file can be written here, read back and removed; within a few seconds."""
+        place, probe = self, f"probe-{uuid.uuid4().hex[:8]}{TEMPORARY}"
+        if self.is_local:  # the folder itself is made when there is something to put into it
+            there = next(p for p in (Path(self.uri), *Path(self.uri).parents) if os.path.exists(p))
+            check(there.is_dir(), f"{there} is a file; give a folder")
+            place = Folder(str(there))
+        with patience.limited(_PROBE_S):
+            try:
+                place.write(probe, b"LAHR")
+                as_written = place.read(probe) == b"LAHR"
+                place.remove(probe)
+            except OSError as error:
+                why = patience.reason(error.__cause__ if isinstance(error.__cause__, OSError) else error)
+                raise ConfigError(
+                    f"{self.uri} cannot be written to: {why}; mend that, or give another place"
+                ) from error
+        check(as_written, f"{self.uri} does not give back what is written to it; give another place")
+
+
+def _replace_on_disk(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(temporary)
+        raise

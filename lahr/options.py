@@ -14,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from lahr.errors import ConfigError, nearest
+from lahr.errors import ConfigError, StorageError, nearest
 from lahr.presets import Preset, preset
 
 Options = TypeVar("Options")
@@ -52,10 +52,11 @@ def fail(error: Exception) -> NoReturn:
 
 
 def run(main: Callable[[list[str]], int], interrupted: str) -> NoReturn:
-    """Leaves with the status of `main(arguments)`: 2, and one line, for what cannot be used; 130 on Ctrl-C."""
+    """Leaves with the status of `main(arguments)`: 2, and one line, for what cannot be used (storage that is away, too);
+    130 on Ctrl-C."""
     try:
         sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
+    except (ConfigError, StorageError) as error:
         fail(error)
     except OSError as error:  # a place that cannot be read or written, or a full disk
         if error.filename is None and error.strerror is None and not isinstance(error, NotADirectoryError):

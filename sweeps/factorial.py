@@ -6,7 +6,7 @@
     python sweeps/factorial.py status | report                  where it stands; the report again
 
 Data flows one way: design → pending → schedule → table → effects → report. Exit status: 0 finished, 1 some trials
-failed or storage did, 2 bad input, 130 interrupted (the same command carries on).
+failed, 2 bad input or storage that is away for good, 130 interrupted (the same command carries on from either).
 """
 
 import logging
@@ -51,6 +51,7 @@ def main(argv: list[str]) -> int:
 
 def run(options: Options, console: Console) -> int:
     """Runs what is pending, then reports."""
+    Results.at(options.results, options.sweep_name).folder.check_writable()
     others = [_other(path) for path in options.reuse]
     sweep = study.resolve(options, console, has_gpu=False)
     results = sweep.results
@@ -107,7 +108,7 @@ def run(options: Options, console: Console) -> int:
                 observer.close()
             if outcome.interrupted or outcome.stopped is not None:
                 _say_stop(console, outcome.stopped, len(pending) - len(outcome.finished), len(design.trials()))
-                return 130 if outcome.interrupted else 1
+                return 130 if outcome.interrupted else 2
             if results.finished():
                 _report(options, results, console)
             console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")

@@ -2,7 +2,10 @@
 
 `step-N/` holds `state.safetensors`, or a `shard-….safetensors` of each process of a sharded run; `state.json`; and,
 written last, `manifest.json` with the sha256 of all of them. A folder without a manifest that holds is no checkpoint.
-Nothing is unpickled. Either kind can be read by one process or by many, in parts or whole.
+Nothing is unpickled. Either kind can be read by one process or by many, in parts or whole. While a trial runs its two
+newest are kept; of one that has ended only the last is, and of that the weights alone.
+
+Storage that is away is no damage: it is a `StorageError` here, never a reason to go back to an older checkpoint.
 """
 
 import hashlib
@@ -17,13 +20,17 @@ import safetensors.torch
 import torch
 import torch.distributed as dist
 
-from lahr.errors import check
-from lahr.files import Folder
+from lahr.errors import StorageError, check
+from lahr.files import TEMPORARY, Folder
 from lahr.training import shards
 from lahr.training.parallel import first_says
+from lahr.training.progress import Progress
 
+WEIGHTS = "model."
+"""How the names of tensors begin that are the model's own, which is all that a trained model needs."""
 _KEPT = 2
 _WHOLE = "state.safetensors"
+_FILE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]*(\.json|{re.escape(shards.SUFFIX)})")
 
 
 @dataclass(frozen=True)
@@ -35,34 +42,51 @@ class Checkpoint:
     meta: dict[str, Any]
     """Plain values beside the tensors: the fingerprint and every progress record so far."""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether its trial has: there is nothing to go on with."""
+        records = self.meta["records"]
+        return bool(records) and records[-1]["status"] != "running"
 
-def save(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[], None] = lambda: None) -> None:
-    """Writes `step-N/` below `folder`, its manifest last, and removes all but the two newest."""
+    def kept_tensors(self) -> dict[str, torch.Tensor]:
+        """Those to write: all that a later start needs, which of a trial that has ended is its weights."""
+        return {k: v for k, v in self.tensors.items() if k.startswith(WEIGHTS) or not self.has_ended}
+
+
+def nobody_else() -> None:
+    """Lets a checkpoint be written: no other attempt is at this trial."""
+
+
+def save(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[], None] = nobody_else) -> None:
+    """Writes `step-N/` below `folder`, its manifest last, and removes those that are no longer needed.
+
+    `may_write` is called before the first byte and again before the manifest, and raises where another attempt has
+    taken this trial over.
+    """
     place = f"step-{checkpoint.step}"
-    folder.remove(place)  # a folder being rewritten is no checkpoint until it is whole again
-    data = safetensors.torch.save({k: v.contiguous() for k, v in checkpoint.tensors.items()})
+    tensors = {k: v.contiguous() for k, v in checkpoint.kept_tensors().items()}
+    _begin(folder, place, may_write)
+    data = safetensors.torch.save(tensors)
     folder.write(f"{place}/{_WHOLE}", data)
-    _finish(folder, checkpoint, {_WHOLE: hashlib.sha256(data).hexdigest()})
+    _finish(folder, checkpoint, {_WHOLE: hashlib.sha256(data).hexdigest()}, may_write)
 
 
-def save_sharded(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[], None] = lambda: None) -> None:
+def save_sharded(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[], None] = nobody_else) -> None:
     """`save` by all processes together, each writing the parts that it holds. Collective.
 
-    What is no DTensor, and `meta`, are the first process's. Raises `ConfigError` on every process where the others'
-    files are not in the folder that the first one sees.
+    What is no DTensor, `meta` and `may_write` are the first process's. Raises `ConfigError` on every process where the
+    others' files are not in the folder that the first one sees.
     """
     place, first = f"step-{checkpoint.step}", dist.get_rank() == 0
     if first:
-        folder.remove(
-            place
-        )  # also shards of another number of processes, which a reader would take for these ones'
+        _begin(folder, place, may_write)
     dist.barrier()
     hashes: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(hashes, shards.write(folder.child(place), checkpoint.tensors))
+    dist.all_gather_object(hashes, shards.write(folder.child(place), checkpoint.kept_tensors()))
     manifest = {name: digest for part in hashes for name, digest in part.items()}
     unseen = sorted(manifest.keys() - set(folder.names(place))) if first else []
     if first and not unseen:
-        _finish(folder, checkpoint, manifest)
+        _finish(folder, checkpoint, manifest, may_write)
     unseen = first_says(unseen)
     check(
         not unseen,
@@ -71,12 +95,28 @@ def save_sharded(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[],
     )
 
 
-def _finish(folder: Folder, checkpoint: Checkpoint, hashes: Mapping[str, str]) -> None:
+def _begin(folder: Folder, place: str, may_write: Callable[[], None]) -> None:
+    may_write()
+    # A folder being rewritten is no checkpoint until it is whole again; and shards of another number of processes
+    # would be taken for these ones'.
+    folder.remove(place)
+    if folder.is_local:  # an object store has no unfinished files
+        for name in folder.names():
+            inside = [f"{name}/{each}" for each in folder.names(name)] if _step_of(name) is not None else []
+            for left in (name, *inside):  # by a writer that was killed
+                if left.endswith(TEMPORARY) or left.rpartition("/")[2].startswith(shards.WRITING):
+                    folder.remove(left)
+
+
+def _finish(
+    folder: Folder, checkpoint: Checkpoint, hashes: Mapping[str, str], may_write: Callable[[], None]
+) -> None:
     place = f"step-{checkpoint.step}"
     state = json.dumps({**checkpoint.meta, "step": checkpoint.step}).encode()
     folder.write(f"{place}/state.json", state)
+    may_write()
     folder.write_json(f"{place}/manifest.json", {**hashes, "state.json": hashlib.sha256(state).hexdigest()})
-    for step in _steps(folder)[_KEPT:]:
+    for step in _steps(folder)[1 if checkpoint.has_ended else _KEPT :]:
         folder.remove(f"step-{step}")
 
 
@@ -86,13 +126,15 @@ def newest(
     """The newest checkpoint whose manifest holds and whose fingerprint is this one, and what was wrong with newer.
 
     A fingerprint of None takes any; `only` looks at that step alone. Its tensors are whole, or left where they are
-    unless `with_tensors`.
+    unless `with_tensors`. `StorageError` where it cannot be told, since the storage is away.
     """
     problems: list[str] = []
     for step in _steps(folder) if only is None else [only]:
         try:
             return _load(folder, step, fingerprint, with_tensors), problems
-        except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
+        except StorageError:
+            raise
+        except (OSError, ValueError, safetensors.SafetensorError) as error:
             problems.append(f"checkpoint step-{step} is not used: {error}")
     return None, problems
 
@@ -114,8 +156,13 @@ def latest_step(folder: Folder) -> int:
 
 
 def _steps(folder: Folder) -> list[int]:
-    found = (re.fullmatch(r"step-(\d+)", name) for name in folder.names())
-    return sorted((int(match[1]) for match in found if match), reverse=True)
+    found = (_step_of(name) for name in folder.names())
+    return sorted((step for step in found if step is not None), reverse=True)
+
+
+def _step_of(name: str) -> int | None:
+    match = re.fullmatch(r"step-(\d+)", name)
+    return int(match[1]) if match else None
 
 
 def _load(folder: Folder, step: int, fingerprint: str | None, with_tensors: bool) -> Checkpoint:
@@ -125,6 +172,8 @@ def _load(folder: Folder, step: int, fingerprint: str | None, with_tensors: bool
     manifest = folder.read_json(f"{place}/manifest.json")
     if not isinstance(manifest, dict) or "state.json" not in manifest or len(manifest) < 2:
         raise ValueError(f"its manifest names no {_WHOLE} or shards with a state.json")
+    if not all(_FILE.fullmatch(name) for name in manifest):
+        raise ValueError("its manifest names what is no file of a checkpoint")
     strays = {name for name in folder.names(place) if name.endswith(shards.SUFFIX)} - manifest.keys()
     if strays:  # a reader of shards takes all there are
         raise ValueError(f"it holds {', '.join(sorted(strays))}, which its manifest does not name")
@@ -135,10 +184,24 @@ def _load(folder: Folder, step: int, fingerprint: str | None, with_tensors: bool
             raise ValueError(f"{name} is damaged (its sha256 is not the manifest's)")
         if name in (_WHOLE, "state.json"):  # shards are larger together than one process may hold
             kept[name] = data
-    meta = json.loads(kept["state.json"])
+    meta = _meta(kept["state.json"], step)
     if fingerprint is not None and meta["fingerprint"] != fingerprint:
         raise ValueError(f"it belongs to configuration {meta['fingerprint']}, not {fingerprint}")
     if not with_tensors:
         return Checkpoint(step, {}, meta)
     whole = safetensors.torch.load(kept[_WHOLE]) if _WHOLE in kept else shards.read_whole(folder.child(place))
     return Checkpoint(step, whole, meta)
+
+
+def _meta(state: bytes, step: int) -> dict[str, Any]:
+    """The content of a `state.json`; `ValueError` if it is no checkpoint's."""
+    meta = json.loads(state)
+    try:
+        for record in meta["records"]:
+            Progress.from_json(record)
+        known = isinstance(meta["fingerprint"], str) and meta["step"] == step
+    except (ValueError, TypeError, LookupError, AttributeError):
+        known = False
+    if not known:
+        raise ValueError("its state.json is not that of a checkpoint of this step")
+    return meta

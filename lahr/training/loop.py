@@ -93,8 +93,11 @@ def train(
         if warn is not None:
             warn.extend(problems)
         if restored is not None:
-            run.load(restored)
             records = [Progress.from_json(record) for record in restored.meta["records"]]
+            if restored.has_ended:  # of which the weights alone are kept
+                run.step = restored.step
+            else:
+                run.load(restored)
     run.watch.resumed(run.step)
     yield from records
     if records and records[-1].status != "running":

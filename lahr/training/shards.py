@@ -15,9 +15,12 @@ from tempfile import TemporaryDirectory
 import torch
 import torch.distributed as dist
 
+from lahr.errors import StorageError
 from lahr.files import Folder
 
 SUFFIX = ".safetensors"
+WRITING = "writing-"
+"""How a folder's name begins in which a process prepares its file."""
 
 
 def write(folder: Folder, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
@@ -39,7 +42,7 @@ def write(folder: Folder, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
         Path(folder.uri).mkdir(parents=True, exist_ok=True)
         beside = folder.uri
     hashes = {}
-    with TemporaryDirectory(prefix="writing-", dir=beside) as own:
+    with TemporaryDirectory(prefix=WRITING, dir=beside) as own:
         with _failures("written"):
             dcp.save(mine, storage_writer=HuggingFaceStorageWriter(own, save_distributed=True))
         for file in sorted(Path(own).glob(f"*{SUFFIX}")):
@@ -98,11 +101,13 @@ def _on_disk(folder: Folder) -> Iterator[str]:
 
 @contextmanager
 def _failures(done: str) -> Iterator[None]:
-    """DCP's own exception, which no `except Exception` catches, as an `OSError` with each process's reason."""
+    """DCP's own exception, which no `except Exception` catches, as an `OSError` with each process's reason: a
+    `StorageError` where one of them is that a disk failed."""
     from torch.distributed.checkpoint import CheckpointException
 
     try:
         yield
     except CheckpointException as error:
         reasons = "; ".join(f"process {rank}: {reason[0]}" for rank, reason in error.failures.items())
-        raise OSError(f"shards could not be {done}: {reasons}") from error
+        kind = StorageError if any(isinstance(r[0], OSError) for r in error.failures.values()) else OSError
+        raise kind(f"shards could not be {done}: {reasons}") from error

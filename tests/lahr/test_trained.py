@@ -53,12 +53,18 @@ def test_an_export_gives_back_the_model_the_tokenizer_and_what_is_known(run, exp
     assert torch.equal(there.model(tokens), back.model(tokens))
 
 
-def test_a_checkpoint_is_found_by_itself_and_by_what_holds_it(run, tiny_data):
+def test_a_checkpoint_is_found_by_itself_and_by_what_holds_it(run, tiny, tiny_data, tmp_path):
     """Caught: the newest one whatever was named."""
     newest = find(run.uri)
     assert find(run.child("checkpoints").uri).about == newest.about
     assert find(run.child("checkpoints/step-24").uri).about == newest.about
-    assert find(run.child("checkpoints/step-18").uri).about["step"] == 18
+    config, cut = tiny("mod+latent+memory"), Folder.at(tmp_path / "cut")
+    for record in train(config, tiny_data, Runtime(), cut.child("checkpoints")):
+        if record.step == 18:
+            break
+    for name in ("config.json", "tokenizer.json"):
+        cut.write(name, run.read(name))
+    assert [find(cut.child(f"checkpoints/step-{n}").uri).about["step"] for n in (12, 18)] == [12, 18]
 
 
 def test_a_sweeps_trial_is_found_by_its_folder_and_by_its_checkpoints(run, tmp_path, tiny):

@@ -70,7 +70,7 @@ def bad_files(folder: Path) -> None:
         ("--data storys", "stories"),
         ("--data.validation-blocks 1000000 --data columns.parquet --data.text-column story", "validation"),
         ("--results gopher://x", "cannot use 'gopher://x"),
-        ("--results empty.txt", "empty.txt is a file; give --results a folder"),
+        ("--results empty.txt", "empty.txt is a file; give a folder"),
         ("--smallest-effect inf", "above 0 and finite"),
         ("--workers 4 --data.validation-blocks 3", "each of 4 workers evaluates one at least"),
         ("--sharding shard", "which has nobody to share the model with; give --workers 2 or more"),

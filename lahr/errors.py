@@ -7,10 +7,6 @@ class ConfigError(ValueError):
     """A setting that cannot be used. The message is one line for a person: given, allowed, what to do."""
 
 
-class StorageError(OSError):
-    """Storage that could not be read or written, after waiting for it. One line: what, where, why, what to do."""
-
-
 def check(holds: bool, message: str) -> None:
     """Raises `ConfigError(message)` unless `holds`."""
     if not holds:

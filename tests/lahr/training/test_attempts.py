@@ -42,7 +42,7 @@ def test_a_step_further_the_count_begins_anew(tmp_path):
     folder = Folder.at(tmp_path)
     for _ in range(DEATHS - 1):
         begun(folder)
-    checkpoints.save(folder, Checkpoint(3, {"model.x": torch.ones(2)}, {"fingerprint": "f"}))
+    checkpoints.save(folder, Checkpoint(3, {"model.x": torch.ones(2)}, {"fingerprint": "f", "records": []}))
     for _ in range(ERRORS):
         begun(folder).failed("x")
     assert "at step 3" in str(Attempt.begin(folder, "one"))

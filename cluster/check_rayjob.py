@@ -12,8 +12,6 @@ from typing import Any
 import check_schema
 
 _HERE = Path(__file__).parent
-_TOKEN_AUTH = (2, 52)
-"""The first Ray that KubeRay lets authenticate by token."""
 
 
 def problems(job: dict[str, Any]) -> list[str]:
@@ -35,8 +33,6 @@ def _version(cluster: dict[str, Any]) -> list[str]:
         return [f"{where} is missing; KubeRay turns token authentication on only where it stands"]
     if lock and given != lock[1]:
         return [f"{where} is {given!r}; requirements.lock installs {lock[1]} in the image"]
-    if tuple(map(int, re.findall(r"\d+", given)[:2])) < _TOKEN_AUTH:
-        return [f"{where} is {given!r}; token authentication needs 2.52 or later"]
     return []
 
 

@@ -52,8 +52,8 @@ def fail(error: Exception) -> NoReturn:
 
 
 def run(main: Callable[[list[str]], int], interrupted: str) -> NoReturn:
-    """Leaves with the status of `main(arguments)`: 2, and one line, for what cannot be used (and storage that is
-    away); 130 on Ctrl-C."""
+    """Leaves with the status of `main(arguments)`: 2, and one line, for what cannot be used, storage too; 130 on
+    Ctrl-C."""
     try:
         sys.exit(main(sys.argv[1:]))
     except (ConfigError, StorageError) as error:

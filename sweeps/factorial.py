@@ -56,7 +56,7 @@ def run(options: Options, console: Console) -> int:
     sweep = study.resolve(options, console, has_gpu=False)
     results = sweep.results
     pending = results.pending(sweep.design)
-    check_room(sweep.design, len(pending), results.folder)
+    check_room(sweep.design, len(pending), options.lanes_here, results.folder)
     lease.refuse_if_held(results.folder)
     if not pending and results.exists():
         console.print("every trial of this design is finished; writing the report again")
@@ -148,7 +148,7 @@ def plan(options: Options, console: Console) -> int:
         )
     console.print(table)
     total = sum(seconds[trial.cell] for trial in trials if trial.id in pending)
-    lanes = options.concurrency or max(1, (os.cpu_count() or 1) // (options.workers * options.threads))
+    lanes = options.lanes_here
     flops = sum(trial.flops for trial in trials if trial.id in pending)
     console.print(
         f"to run: {len(pending)} trials, {flops:.3g} FLOPs, about {total / lanes / 60:.0f} minutes "

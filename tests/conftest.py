@@ -1,13 +1,21 @@
-"""What the tests of training and of sweeps share: a small corpus, prepared once, and configurations on it."""
+"""What the tests of training and of sweeps share: a small corpus, prepared once, and configurations on it; and places
+to write to, be they a disk, a full one or an object store."""
 
-from collections.abc import Callable
+import errno
+import logging
+import os
+import subprocess
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lahr.config import DataConfig, TrainConfig, TrialConfig
 from lahr.data import TokenData, prepare
+from lahr.files import Folder
 from lahr.model_config import ModelConfig
 from lahr.presets import with_levels
 
@@ -51,3 +59,87 @@ def tiny() -> Tiny:
         )
 
     return build
+
+
+class ObjectStore:
+    """An S3 on this machine, which answers with an error of S3's for as long as `says` names one."""
+
+    bucket = "lahr-test"
+
+    def __init__(self, server: Any) -> None:
+        host, port = server.get_host_and_port()
+        self.options = f"endpoint_override={host}:{port}&scheme=http&region=us-east-1"
+        self.says: tuple[int, str] | None = None
+        self.refused = 0
+        self._app, server._server.app = server._server.app, self
+
+    def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
+        if self.says is None:
+            return self._app(environ, start_response)
+        self.refused += 1
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        status, code = self.says
+        body = b"" if environ["REQUEST_METHOD"] == "HEAD" else f"<Error><Code>{code}</Code></Error>".encode()
+        start_response(f"{status} {code}", [("Content-Length", str(len(body)))])
+        return [body]
+
+    def uri(self, name: str, bucket: str = bucket) -> str:
+        return f"s3://{bucket}/{name}?{self.options}"
+
+
+@pytest.fixture(scope="session")
+def _object_store() -> Iterator[ObjectStore]:
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            patched.setenv(name, "made-up")
+        patched.setenv("AWS_EC2_METADATA_DISABLED", "true")
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+            patched.delenv(name, raising=False)
+        server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+        server.start()
+        store = ObjectStore(server)
+        from pyarrow import fs
+
+        fs.FileSystem.from_uri(store.uri("") + "&allow_bucket_creation=true")[0].create_dir(store.bucket)
+        yield store
+        server.stop()
+
+
+@pytest.fixture
+def object_store(_object_store: ObjectStore) -> Iterator[ObjectStore]:
+    yield _object_store
+    _object_store.says = None
+
+
+@pytest.fixture(params=["disk", "s3"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """An empty folder, on a disk and in an object store."""
+    if request.param == "disk":
+        return Folder.at(tmp_path / "place")
+    return Folder.at(request.getfixturevalue("object_store").uri(f"{uuid.uuid4().hex[:12]}/place"))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 2 MiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "lahr", disk]).returncode:
+        pytest.skip("only root may mount a small disk")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Takes all the room that is left on a small disk; the file that has it."""
+    filler = disk / "filler"
+    with open(filler, "wb", buffering=0) as file:
+        try:
+            while file.write(bytes(4096)):
+                pass
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+    return filler

@@ -1,8 +1,10 @@
 """One sweep at a time in a results folder: a lease with a heartbeat.
 
 A second start is refused while the first one lives. A lease goes stale when its heart has not beaten for a while, or
-at once when its process was on this machine and is gone. A sweep that finds its lease taken over (its machine slept,
-say) stops as on Ctrl-C, and leaves the other's lease alone.
+at once when its process was on this machine and is gone; one from another machine is watched before either is said,
+since clocks differ. A sweep that finds its lease taken over (its machine slept, say) stops as on Ctrl-C, and leaves
+the other's lease alone. Storage that is away for a while ends no sweep: the heart beats again when it is back, if the
+lease is still its own.
 """
 
 import _thread
@@ -18,11 +20,15 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
+from lahr import patience
 from lahr.errors import ConfigError
 from lahr.files import Folder
 
 _BEAT_S = 5.0
 _STALE_S = 30.0
+_SETTLE_S = 2.0
+"""After this long the lease of one of two starts at the same moment stands."""
+_LET_GO_S = 5.0
 _NAME = "lease.json"
 
 
@@ -30,18 +36,14 @@ _NAME = "lease.json"
 def held(folder: Folder) -> Iterator[None]:
     """Holds the folder's lease inside the block. `ConfigError` if a living sweep holds it."""
     me = {"host": socket.gethostname(), "pid": os.getpid(), "owner": uuid.uuid4().hex}
-    refuse_if_held(folder)
-    folder.remove(_NAME)  # a dead sweep's
-    if not folder.write_new(_NAME, _beat(me)):
-        refuse_if_held(folder)
-        raise ConfigError(
-            f"another sweep has just started in {folder.uri}; wait for it, or give --name another name"
-        )
+    _take(folder, me, after_a_dead_one=refuse_if_held(folder))
     done = threading.Event()
 
     def beat() -> None:
         while not done.wait(_BEAT_S):
-            with contextlib.suppress(OSError):  # a full or slow disk for a moment does not end a sweep
+            # A full or slow disk for a moment does not end a sweep. And no beat is late: while it waited for storage,
+            # another sweep may have come.
+            with contextlib.suppress(OSError), patience.limited(0):
                 if _owner(folder) not in (me["owner"], None):
                     logging.getLogger(__name__).error("another sweep has taken over %s; stopping", folder.uri)
                     _thread.interrupt_main()
@@ -64,31 +66,72 @@ def held(folder: Folder) -> Iterator[None]:
         heart.join()
         if ignored:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-        if _owner(folder) == me["owner"]:
-            folder.remove(_NAME)
+        with contextlib.suppress(OSError), patience.limited(_LET_GO_S):  # else it goes stale
+            if _owner(folder) == me["owner"]:
+                folder.remove(_NAME)
 
 
-def refuse_if_held(folder: Folder) -> None:
-    """`ConfigError` if a living sweep holds the folder's lease."""
-    lease = _read(folder)
-    if lease is None:
-        return
-    gone = lease["host"] == socket.gethostname() and not _alive(lease["pid"])
-    age = time.time() - lease["time"]
-    if not gone and age < _STALE_S:
+def _take(folder: Folder, me: dict[str, Any], after_a_dead_one: bool) -> None:
+    """Writes the lease, which nobody holds. `ConfigError` if another start is quicker."""
+    taken = folder.write_new(_NAME, _beat(me))
+    if taken and (after_a_dead_one or not folder.is_local):
+        # An object store lets both write, the later one over the other; and of two that find a dead sweep's lease, one
+        # may remove what the other has just written.
+        time.sleep(_SETTLE_S)
+        taken = _owner(folder) == me["owner"]
+    if not taken:
         raise ConfigError(
-            f"another sweep is running in {folder.uri} (process {lease['pid']} on {lease['host']}, heard {age:.0f} s "
-            "ago); wait for it, stop it, or give --name another name"
+            f"another sweep has just started in {folder.uri}; wait for it, or give --name another name"
         )
 
 
+def refuse_if_held(folder: Folder) -> bool:
+    """`ConfigError` if a living sweep holds the folder's lease; else whether a dead one's was there, and is removed.
+
+    One of another machine is watched for its heart.
+    """
+    lease = _read(folder)
+    if lease is not None and _lives(folder, lease):
+        raise ConfigError(
+            f"another sweep is running in {folder.uri} (process {lease['pid']} on {lease['host']}, heard "
+            f"{max(0.0, _age(lease)):.0f} s ago); wait for it, stop it, or give --name another name"
+        )
+    dead = folder.exists(_NAME)
+    folder.remove(_NAME)
+    return dead
+
+
 def is_held(folder: Folder) -> bool:
-    """Whether a living sweep holds the folder's lease."""
-    try:
-        refuse_if_held(folder)
-    except ConfigError:
-        return True
+    """Whether a living sweep holds the folder's lease, as far as its age tells."""
+    lease = _read(folder)
+    return lease is not None and not _is_gone(lease) and _age(lease) < _STALE_S
+
+
+def _lives(folder: Folder, lease: dict[str, Any]) -> bool:
+    """Whether the lease's sweep does. Of one on another machine its heart alone tells: clocks differ."""
+    if lease["host"] == socket.gethostname():
+        return not _is_gone(lease) and _age(lease) < _STALE_S
+    seconds = min(max(_STALE_S - _age(lease), 2 * _BEAT_S), _STALE_S)
+    logging.getLogger(__name__).warning(
+        "process %s on %s has a sweep in %s; waiting up to %.0f s to hear whether it still runs",
+        lease["pid"], lease["host"], folder.uri, seconds,
+    )  # fmt: skip
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0:
+        time.sleep(min(_BEAT_S / 5, left))
+        now = _read(folder)
+        if now != lease:
+            return now is not None
     return False
+
+
+def _is_gone(lease: dict[str, Any]) -> bool:
+    """Whether its process was on this machine and is no longer."""
+    return lease["host"] == socket.gethostname() and not _alive(lease["pid"])
+
+
+def _age(lease: dict[str, Any]) -> float:
+    return time.time() - lease["time"]
 
 
 def _beat(me: dict[str, Any]) -> bytes:
@@ -101,7 +144,10 @@ def _owner(folder: Folder) -> str | None:
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:
-    """The lease that stands there; None where there is none, or one that nobody can read, which protects nobody."""
+    """The lease that stands there; None where there is none, or one that makes no sense, which protects nobody.
+
+    `StorageError` where it cannot be told.
+    """
     try:
         lease = folder.read_json(_NAME)
         return {
@@ -110,7 +156,7 @@ def _read(folder: Folder) -> dict[str, Any] | None:
             "owner": str(lease["owner"]),
             "time": float(lease["time"]),
         }
-    except (OSError, ValueError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 

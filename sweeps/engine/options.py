@@ -117,6 +117,11 @@ class Options:
             slots=(int(preset.on["memory_slots"]),),
         )
 
+    @property
+    def lanes_here(self) -> int:
+        """Trials at once on a machine like this one, unless it was said how many."""
+        return self.concurrency or max(1, (os.cpu_count() or 1) // (self.workers * self.threads))
+
     def factors(self) -> tuple[Factor, ...]:
         """The three factors at the levels that were asked for."""
         return (
@@ -142,12 +147,13 @@ class Options:
         return Path(self.cache).expanduser().resolve()
 
 
-def check_room(design: Design, pending: int, folder: Folder) -> None:
-    """`ConfigError` if the disk has too little room for the pending trials' checkpoints."""
+def check_room(design: Design, pending: int, at_once: int, folder: Folder) -> None:
+    """`ConfigError` if the disk has too little room for the checkpoints of trials, so many of them at once."""
     if not folder.is_local or not pending:
         return
     largest = max(parameter_counts(trial.config.model)["total"] for trial in replace(design, seeds=1).trials())
-    need = pending * largest * 12 * 3  # weights and two moments in fp32; two are kept while a third is written
+    # Of one that has ended the weights in fp32; of one that runs two moments as well, and two while a third is written.
+    need = largest * (4 * pending + 12 * 3 * min(at_once, pending))
     place = Path(folder.uri)
     while not place.exists():
         place = place.parent

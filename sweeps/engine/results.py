@@ -3,7 +3,7 @@
     design.json                     factors, levels, seeds, what was decided once, versions, commit, machine
     trials/<id>/config.json         everything needed to run this trial again
                 metrics.parquet     one row a progress record
-                result.json         written last and whole: its presence means finished
+                result.json         written last and whole: with a whole curve it means finished
                 failure.json        why the last start gave it up, instead of a result
     checkpoints/<id>/step-N/        written by the workers
     trials.parquet                  one row a finished trial
@@ -13,15 +13,17 @@ Nothing here trains; a `Recorder` is the observer that writes trials as they end
 
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
-from lahr.errors import ConfigError, check
+from lahr.errors import ConfigError, StorageError, check
 from lahr.files import Folder
 from lahr.plain import from_dict
 from lahr.training.progress import Progress
@@ -36,6 +38,8 @@ class Results:
     """One sweep's folder."""
 
     folder: Folder
+    _read: dict[str, dict[str, Any] | None] = field(default_factory=dict, repr=False, compare=False)
+    """Results that were read already, since they never change; None for one that is damaged."""
 
     @staticmethod
     def at(results: str, name: str) -> "Results":
@@ -61,22 +65,37 @@ class Results:
             self.exists(),
             f"there is no sweep at {self.folder.uri}; run one first, or give --results and --name of one",
         )
-        place = self.folder.path("design.json")
         try:
             header = self.folder.read_json("design.json")
         except ValueError as error:
-            raise ConfigError(f"{place} is damaged ({error}); restore it, or remove it and run again") from error
-        known = isinstance(header, dict) and {"design", "runtime", "starts", "preset", "data"} <= header.keys()
-        check(known, f"{place} is not a sweep's; restore it, or remove it and run again")
+            raise self._damaged(error) from error
+        kinds = {"design": dict, "runtime": dict, "starts": list, "preset": str, "data": dict}
+        known = isinstance(header, dict) and all(isinstance(header.get(k), kind) for k, kind in kinds.items())
+        check(
+            known,
+            f"{self.folder.path('design.json')} is not a sweep's; restore it, or remove it and run again",
+        )
         return header
 
     def design(self) -> Design:
         """The design that was run here."""
-        return Design.from_dict(self.header()["design"])
+        values = self.header()["design"]
+        try:
+            return Design.from_dict(values)
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            raise self._damaged(error) from error
 
     def runtime(self) -> Runtime:
         """What was decided once about execution."""
-        return from_dict(Runtime, self.header()["runtime"])
+        values = self.header()["runtime"]
+        try:
+            return from_dict(Runtime, values)
+        except (ValueError, TypeError) as error:
+            raise self._damaged(error) from error
+
+    def _damaged(self, error: Exception) -> ConfigError:
+        place = self.folder.path("design.json")
+        return ConfigError(f"{place} is damaged ({error}); restore it, or remove it and run again")
 
     def begin(
         self, design: Design, runtime: Runtime, about: Mapping[str, Any], environment: Mapping[str, Any]
@@ -105,8 +124,26 @@ class Results:
         )
 
     def finished(self) -> set[str]:
-        """Ids of the trials that have a result (finished or diverged)."""
-        return {name for name in self.folder.names("trials") if self.folder.exists(f"trials/{name}/result.json")}
+        """Ids of the trials that have a result (finished or diverged), whole and with its curve.
+
+        A damaged one counts as not finished: its trial runs again, or is only replayed from its last checkpoint.
+        """
+        there = (t for t in self.folder.names("trials") if self.folder.exists(f"trials/{t}/result.json"))
+        return {trial for trial in there if self._result(trial) is not None}
+
+    def _result(self, trial: str) -> dict[str, Any] | None:
+        if trial not in self._read:
+            try:
+                self._read[trial] = _checked(trial, self.folder.read_json(f"trials/{trial}/result.json"))
+                self._curve(trial)
+            except StorageError:
+                raise
+            except (OSError, ValueError, pa.ArrowException) as error:
+                logging.getLogger(__name__).warning(
+                    "trials/%s in %s counts as not finished, since it is damaged: %s", trial, self.folder.uri, error
+                )
+                self._read[trial] = None
+        return self._read[trial]
 
     def pending(self, design: Design) -> list[Trial]:
         """The design's trials without a result, block by block."""
@@ -130,6 +167,7 @@ class Results:
             # The result last: its presence means that the rest is there.
             for name in ("config.json", "metrics.parquet", "result.json"):
                 self.folder.write(f"trials/{trial.id}/{name}", other.folder.read(f"trials/{trial.id}/{name}"))
+            self.forget(trial.id)
         return len(taken)
 
     def failures(self, design: Design) -> list[dict[str, Any]]:
@@ -137,9 +175,15 @@ class Results:
         found = []
         for trial in self.pending(design):
             if self.folder.exists(f"trials/{trial.id}/failure.json"):
-                error = self.folder.read_json(f"trials/{trial.id}/failure.json")["error"]
+                error = self._why(trial.id)
                 found.append({"trial": trial.id, "cell": trial.cell, "seed": trial.seed, "error": error})
         return found
+
+    def _why(self, trial: str) -> str:
+        try:
+            return str(self.folder.read_json(f"trials/{trial}/failure.json")["error"])
+        except (ValueError, TypeError, LookupError):
+            return "not known: its failure.json is damaged"
 
     def table(self, design: Design) -> pd.DataFrame:
         """One row a trial of the design that has a result: `trial, cell, seed, status, val_loss`, then the rest."""
@@ -147,9 +191,9 @@ class Results:
         finished = self.finished()
         rows = []
         for trial in design.trials():
-            if trial.id in finished:
+            result = self._result(trial.id) if trial.id in finished else None
+            if result is not None:
                 cell = cells[trial.cell]
-                result = self.folder.read_json(f"trials/{trial.id}/result.json")
                 extra_of = cell.extra.corner if cell.extra else None
                 rows.append({**result, **cell.on, "corner": cell.corner, "extra_of": extra_of, **cell.levels})
         frame = pd.DataFrame(rows, columns=None if rows else list(FIRST_COLUMNS))
@@ -158,10 +202,17 @@ class Results:
 
     def curves(self, trials: Iterable[str]) -> dict[str, pd.DataFrame]:
         """Trial id → its progress records, one row a step."""
-        return {
-            trial: pd.read_parquet(io.BytesIO(self.folder.read(f"trials/{trial}/metrics.parquet")))
-            for trial in trials
-        }
+        return {trial: self._curve(trial) for trial in trials}
+
+    def _curve(self, trial: str) -> pd.DataFrame:
+        curve = pd.read_parquet(io.BytesIO(self.folder.read(f"trials/{trial}/metrics.parquet")))
+        if not len(curve) or "step" not in curve:
+            raise ValueError("its metrics.parquet holds no curve")
+        return curve
+
+    def forget(self, trial: str) -> None:
+        """To be called when the trial's result is written."""
+        self._read.pop(trial, None)
 
     def write_table(self, design: Design) -> None:
         """Writes `trials.parquet`."""
@@ -195,6 +246,7 @@ class Recorder:
         folder.write(
             f"trials/{trial.id}/result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
         )
+        self._results.forget(trial.id)
         self._results.write_table(self._design)
 
     def failed(self, trial: Trial, error: str) -> None:
@@ -230,6 +282,15 @@ def result_of(trial: Trial, last: Progress) -> dict[str, Any]:
         "tokens_per_second": last.tokens / last.seconds if last.seconds > 0 else None,
         "pairing": last.pairing,
     }
+
+
+def _checked(trial: str, result: Any) -> dict[str, Any]:
+    """What was read from a `result.json`; `ValueError` if it is not that of this trial."""
+    loss = result.get("val_loss", "missing") if isinstance(result, dict) else "missing"
+    known = loss is None or (isinstance(loss, int | float) and not isinstance(loss, bool))
+    if not known or result.get("trial") != trial or result.get("status") not in ("finished", "diverged"):
+        raise ValueError("its result.json is not that of this trial")
+    return result
 
 
 def _described(trial: Trial) -> dict[str, Any]:

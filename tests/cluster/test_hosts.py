@@ -32,7 +32,7 @@ def sweep(cluster: OnPrem, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_ray_up_makes_every_host_a_node_with_the_project(cluster):
-    """By the commands of the file's comment. Seen to fail without the token's mount: both workers stayed away."""
+    """By the commands of the file's comment. Seen to fail without the token's mount: the head did not start."""
     assert "3 local.cluster.node" in cluster.hosts.laptop(f"ray exec {cluster.yaml} 'ray status'").stdout
     for host in cluster.hosts.all:
         home, *found = cluster.hosts.run(
@@ -68,7 +68,7 @@ def test_trials_run_on_every_host_and_end_in_a_verdict(cluster, sweep):
 
 
 def test_a_driver_without_the_clusters_token_is_refused(cluster, tmp_path):
-    """Ray asks for 20 s before it gives up. Seen to fail without RAY_AUTH_MODE in the start commands."""
+    """Ray asks for 20 s before it gives up. Seen to fail without RAY_AUTH_MODE in start commands and log-ins."""
     ways = {
         "none": "RAY_AUTH_MODE=disabled",
         "another": f"RAY_AUTH_MODE=token RAY_AUTH_TOKEN={'0123456789abcdef' * 4}",
@@ -96,7 +96,7 @@ def test_no_port_answers_who_has_no_token_and_the_dashboard_is_on_loopback(clust
 
 
 def test_tear_down_leaves_no_process_of_rays(cluster):
-    """Seen to fail without the second command of the file's comment: raylets of the workers."""
+    """Seen to fail without what the file's comment says to do after `ray down`: raylets stayed."""
     assert all(cluster.hosts.pids(host, RAY) for host in cluster.hosts.all)
     cluster.down()
     assert {host: cluster.hosts.pids(host, RAY) for host in cluster.hosts.all} == {1: [], 2: [], 3: []}

@@ -31,6 +31,7 @@ from lahr.options import parse, run
 from sweeps.engine.options import Options
 
 COMMANDS = ("run", "stop", "fetch", "down")
+_PROJECT = Path(__file__).parents[1]
 _HOME = "~/lahr"
 _TOKEN = "auth_token"  # mounted by `ray up`, and none of the project's files
 
@@ -64,7 +65,7 @@ class Cluster:
         """Copies the project's files to the head, as they are now; workers get the code from there."""
         for remote, local in self.config["file_mounts"].items():
             if _TOKEN not in remote:
-                self.copy(local, remote)
+                self.copy(str(_PROJECT / local), remote)
 
     def copy(self, local: str, remote: str, down: bool = False) -> None:
         """Copies a file, or what is in a folder, to the head, or from it."""

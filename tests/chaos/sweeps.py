@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tests.cluster.hosts import until
+from tests.cluster.namespaces import until
 
 CHECKPOINTS, STEPS = 20, 240
 """In a trial: a checkpoint every twelve steps."""

@@ -156,8 +156,9 @@ class Hosts:
         do(f"ip link set {_link(host)} down")
 
     def mend(self, host: int) -> None:
-        """Plugs it in again."""
+        """Plugs it in again, and waits until the host can be reached."""
         do(f"ip link set {_link(host)} up")
+        until(lambda: _has_sshd(self.address(host)), 20, f"a way to {_name(host)}")
 
     def lose(self, host: int) -> None:
         """Ends all that runs on the host, and its disk with it: a preemption, a fire."""

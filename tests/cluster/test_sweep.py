@@ -1,4 +1,4 @@
-"""`cluster/sweep.py`: what it refuses before it asks anyone, and a sweep on hosts from a laptop that is closed meanwhile."""
+"""`cluster/sweep.py`: what it refuses before it asks anyone, and a sweep on hosts from a laptop that is closed."""
 
 import os
 import signal

@@ -22,6 +22,7 @@ SWEEPS_MAY = {
     "lahr.trained",
     "lahr.distributed",
     "lahr.files",
+    "lahr.patience",
     "lahr.options",
     "lahr.data",
     "lahr.training.progress",

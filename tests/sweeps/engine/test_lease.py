@@ -46,7 +46,7 @@ def test_a_lease_that_makes_no_sense_protects_nobody(place, content):
 
 def test_a_sweep_on_another_machine_is_refused_as_soon_as_it_beats(place, monkeypatch):
     """Whatever its clock says. Seen to fail: its clock an hour behind, it was taken for dead."""
-    monkeypatch.setattr(lease, "_BEAT_S", 0.2)
+    monkeypatch.setattr(lease, "_BEAT_S", 1.0)
     monkeypatch.setattr(lease, "_STALE_S", 5.0)
     for age in (1.0, 3600.0, -3600.0):
         place.write_json("lease.json", of("another", age=age))
@@ -54,7 +54,7 @@ def test_a_sweep_on_another_machine_is_refused_as_soon_as_it_beats(place, monkey
         began = time.monotonic()
         with pytest.raises(ConfigError, match="on another, heard"), lease.held(place):
             pytest.fail("two sweeps hold one folder")
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4.5
         assert place.read_json("lease.json")["owner"] == "them"
 
 
@@ -138,7 +138,7 @@ def test_a_lease_that_cannot_be_read_is_not_taken_for_none(object_store, tmp_pat
     folder = Folder.at(object_store.uri(tmp_path.name))
     folder.write("lease.json", json.dumps(of("another")).encode())
     object_store.says = (503, "SlowDown")
-    with pytest.raises(StorageError, match="look for|read"):
+    with pytest.raises(StorageError, match=r"look for|read"):
         lease.refuse_if_held(folder)
 
 
@@ -155,14 +155,17 @@ def test_a_sweep_that_lost_its_lease_stops_and_leaves_the_others_alone(place, mo
 
 
 def _lose_the_lease(folder, monkeypatch):
-    monkeypatch.setattr(lease, "_BEAT_S", 0.05)
-    theirs = {"host": "another", "pid": 1, "owner": "them", "time": time.time()}
+    monkeypatch.setattr(lease, "_BEAT_S", 0.5)
+    theirs = of("another")
 
     def sleep_too_long() -> None:
-        time.sleep(0.2)
-        assert folder.read_json("lease.json")["pid"] == os.getpid()
-        folder.write("lease.json", json.dumps(theirs).encode())
-        time.sleep(5)
+        first = folder.read_json("lease.json")
+        assert first["pid"] == os.getpid()
+        while folder.read_json("lease.json") == first:
+            time.sleep(0.02)
+        folder.write("lease.json", json.dumps(theirs).encode())  # its heart has just beaten, and looks again later
+        for _ in range(100):  # an interrupt from another thread is heard between sleeps
+            time.sleep(0.05)
 
     with pytest.raises(KeyboardInterrupt), lease.held(folder):
         sleep_too_long()

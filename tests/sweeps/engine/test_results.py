@@ -8,7 +8,6 @@ import pytest
 
 from lahr import patience
 from lahr.errors import ConfigError, StorageError
-from lahr.files import Folder
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 from sweeps.engine.design import Factor
@@ -223,7 +222,7 @@ def test_a_full_disk_ends_in_a_clear_error_and_the_same_calls_go_through_once_th
     record(results, design, first)
     before = results.table(design)
     filler = fill(small_disk)
-    with patience.limited(0.1), pytest.raises(StorageError, match="No space left on device.*make room there"):
+    with patience.limited(0.1), pytest.raises(StorageError, match=r"No space left on device.*make room there"):
         record(results, design, second)
     pd.testing.assert_frame_equal(Results(results.folder).table(design), before)
     assert Results(results.folder).pending(design)[0] == second

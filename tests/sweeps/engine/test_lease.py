@@ -133,6 +133,35 @@ def test_storage_that_is_away_ends_no_sweep_and_its_heart_beats_again(object_sto
         assert folder.read_json("lease.json")["time"] > before
 
 
+def test_storage_that_is_gone_for_good_ends_the_sweep_and_is_waited_for_no_more(
+    object_store, tmp_path, monkeypatch
+):
+    """Seen to fail: every worker waited for it three times over, one trial after another."""
+    monkeypatch.setattr(lease, "_BEAT_S", 0.1)
+    monkeypatch.setattr(lease, "_STALE_S", 0.3)
+    monkeypatch.setenv("LAHR_STORAGE_PATIENCE", "0.6")
+    folder = Folder.at(object_store.uri(tmp_path.name))
+
+    def a_sweep() -> None:
+        object_store.says = (503, "SlowDown")
+        try:
+            for _ in range(100):
+                time.sleep(0.05)
+        except KeyboardInterrupt:
+            monkeypatch.setenv("LAHR_STORAGE_PATIENCE", "60")
+            folder.remove(".ray")  # as the schedule does at its end
+
+    began = time.monotonic()
+    with (
+        pytest.raises(StorageError, match=r"cannot remove .ray in .*; once it answers again, the same"),
+        lease.held(folder),
+    ):
+        a_sweep()
+    assert 0.6 < time.monotonic() - began < 5
+    object_store.says = None
+    folder.write("x", b"")
+
+
 def test_a_lease_that_cannot_be_read_is_not_taken_for_none(object_store, tmp_path, monkeypatch):
     """Seen to fail: a start took over from a living sweep, since S3 was away for a moment."""
     monkeypatch.setenv("LAHR_STORAGE_PATIENCE", "0.1")

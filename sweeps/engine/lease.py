@@ -39,6 +39,8 @@ def held(folder: Folder) -> Iterator[None]:
     me = {"host": socket.gethostname(), "pid": os.getpid(), "owner": uuid.uuid4().hex}
     _take(folder, me, after_a_dead_one=refuse_if_held(folder))
     done = threading.Event()
+    gone: list[OSError] = []
+    """Why storage was given up."""
 
     def beat(give_up: Callable[[], None]) -> None:
         away_since, patient_s = None, max(patience.seconds(), _STALE_S)
@@ -55,6 +57,7 @@ def held(folder: Folder) -> Iterator[None]:
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > patient_s:
                     logging.getLogger(__name__).error("stopping: %s", error)
+                    gone.append(error)
                     give_up()
                     break
         else:
@@ -73,6 +76,10 @@ def held(folder: Folder) -> Iterator[None]:
         heart.start()
         try:
             yield
+        except Exception as error:
+            if gone:  # Ray fails in ways of its own then
+                raise gone[0] from error
+            raise
         finally:
             done.set()
             heart.join()

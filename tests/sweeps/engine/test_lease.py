@@ -61,13 +61,13 @@ def test_a_sweep_on_another_machine_is_refused_as_soon_as_it_beats(place, monkey
 def test_a_crashed_sweep_on_another_machine_is_waited_for_until_it_is_stale(place, monkeypatch, caplog):
     """Seen to fail: refused for half a minute, so that whatever starts it again had to try several times."""
     monkeypatch.setattr(lease, "_BEAT_S", 0.1)
-    monkeypatch.setattr(lease, "_STALE_S", 1.0)
-    for age, waits in ((0.3, (0.6, 1.5)), (60, (0.2, 1.0))):
+    monkeypatch.setattr(lease, "_STALE_S", 5.0)
+    for age, waits in ((4.4, 0.5), (60, 0.2)):
         place.write_json("lease.json", of("another", age=age))
         began = time.monotonic()
         lease.refuse_if_held(place)
         took = time.monotonic() - began
-        assert waits[0] <= took < waits[1]
+        assert waits <= took < 4
         (warning,) = caplog.records
         assert "process 4194305 on another has a sweep in" in warning.getMessage()
         caplog.clear()
@@ -149,11 +149,13 @@ def test_storage_that_is_gone_for_good_ends_the_sweep_and_is_waited_for_no_more(
                 time.sleep(0.05)
         except KeyboardInterrupt:
             monkeypatch.setenv("LAHR_STORAGE_PATIENCE", "60")
-            folder.remove(".ray")  # as the schedule does at its end
+            with pytest.raises(StorageError, match="cannot remove"):
+                folder.remove("x")
+            raise RuntimeError("a traceback of Ray's") from None
 
     began = time.monotonic()
     with (
-        pytest.raises(StorageError, match=r"cannot remove .ray in .*; once it answers again, the same"),
+        pytest.raises(StorageError, match=r"cannot read lease.json in .*; once it answers again, the same"),
         lease.held(folder),
     ):
         a_sweep()

@@ -133,8 +133,14 @@ class Relay:
         for observer in list(self._observers):
             try:
                 getattr(observer, what)(*said)
-            except Exception:
+            except Exception as error:
                 if observer.essential:
                     raise
-                _log.exception("%s failed; going on without it", type(observer).__name__)
+                # Of a full disk it is known what and where; of anything else one wants to see where in the code.
+                _log.warning(
+                    "%s failed; going on without it: %s",
+                    type(observer).__name__,
+                    " ".join(str(error).split()) or type(error).__name__,
+                    exc_info=None if isinstance(error, OSError) else error,
+                )
                 self._observers.remove(observer)

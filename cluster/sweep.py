@@ -16,7 +16,9 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,41 @@ from click import ClickException
 from on_head import FETCHED
 from ray.autoscaler import sdk
 
-from lahr.errors import check
+from lahr.errors import ConfigError, check
 from lahr.options import parse, run
 from sweeps.engine.options import Options
 
 COMMANDS = ("run", "stop", "fetch", "down")
+_PROJECT = Path(__file__).parents[1]
 _HOME = "~/lahr"
 _TOKEN = "auth_token"  # mounted by `ray up`, and none of the project's files
+
+
+@contextmanager
+def quietly(doing: str) -> Iterator[None]:
+    """Keeps what Ray's launcher and its commands print; `ConfigError` with its last lines where they fail."""
+    sys.stdout.flush()
+    with tempfile.TemporaryFile() as said, _redirected(said.fileno()):
+        try:
+            yield
+        except (ClickException, subprocess.CalledProcessError, RuntimeError) as error:
+            said.seek(0)
+            lines = [line for line in said.read().decode(errors="replace").splitlines() if line.strip()]
+            reason = getattr(error, "message", "") or str(error)
+            raise ConfigError(f"cannot {doing}: {' '.join([*lines[-4:], reason])}") from error
+
+
+@contextmanager
+def _redirected(target: int) -> Iterator[None]:
+    kept = [(stream, os.dup(stream)) for stream in (1, 2)]
+    try:
+        for stream, _ in kept:
+            os.dup2(target, stream)
+        yield
+    finally:
+        for stream, copy in kept:
+            os.dup2(copy, stream)
+            os.close(copy)
 
 
 class Cluster:
@@ -52,7 +82,7 @@ class Cluster:
         """Runs `cluster/on_head.py` on the head, its output here; its exit status."""
         there = shlex.join([".venv/bin/python", "cluster/on_head.py", *command])
         try:
-            sdk.run_on_cluster(self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}", no_config_cache=True)
+            sdk.run_on_cluster(self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}")
         except ClickException as error:
             status = re.search(r"exit(?: code|ed with status)? (\d+)", str(error))
             return int(status[1]) if status else 1
@@ -62,16 +92,19 @@ class Cluster:
 
     def copy_project(self) -> None:
         """Copies the project's files to the head, as they are now; workers get the code from there."""
+        print("copying the project to the head ...", flush=True)
         for remote, local in self.config["file_mounts"].items():
             if _TOKEN not in remote:
-                self.copy(local, remote)
+                self.copy(str(_PROJECT / local), remote)
 
     def copy(self, local: str, remote: str, down: bool = False) -> None:
         """Copies a file, or what is in a folder, to the head, or from it."""
         source, target = (remote, local) if down else (local, remote)
-        folder = down or Path(local).is_dir()
-        ends = (f"{source.rstrip('/')}/", f"{target.rstrip('/')}/") if folder else (source, target)
-        sdk.rsync(self.path, source=ends[0], target=ends[1], down=down)
+        slash = "/" if down or Path(local).is_dir() else ""
+        with quietly(f"copy {source} to {target}"):
+            if not down:
+                sdk.run_on_cluster(self.path, cmd=f"mkdir -p {remote if slash else remote.rpartition('/')[0]}")
+            sdk.rsync(self.path, source=source + slash, target=target + slash, down=down)
 
     def down(self) -> None:
         """Ends the cluster: `ray down`, and Ray on workers of one's own, which that leaves running."""
@@ -111,6 +144,7 @@ def main(argv: list[str]) -> int:
     options = parse(Options, rest, Options.of, f"python cluster/sweep.py {path} {command}")
     check(options.command == "run", f"{options.command} is no command here; {usage}")
     cluster, name = Cluster(path), options.sweep_name
+    sdk.configure_logging(log_style="record", color_mode="false", verbosity=-1)
     if command == "down":
         cluster.down()
         return 0

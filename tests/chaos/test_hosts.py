@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.chaos.sweeps import CHECKPOINTS, OPTIONS, STEPS, Running, disturbances, newest_checkpoints, trials
-from tests.cluster.hosts import until
+from tests.cluster.namespaces import until
 from tests.cluster.on_prem import OnPrem
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]

@@ -131,10 +131,14 @@ class Hosts:
 
     def laptop(self, command: str, timeout: float = 280, check: bool = True) -> subprocess.CompletedProcess:
         """Runs a command in the project's folder on this machine, with a home and a /tmp/ray of its own."""
+        return run(self.on_laptop(command, timeout), command, check)
+
+    def on_laptop(self, command: str, timeout: float = 280) -> list[str]:
+        """The words that run it so."""
         Path("/tmp/ray").mkdir(exist_ok=True)  # where `ray up` keeps its state, whatever TMPDIR says
         own = ["env", "-i", f"HOME={self.home}", "USER=root", f"PATH={sys.prefix}/bin:{PATH}", "LC_ALL=C.UTF-8"]
         bound = f"mount --bind {self.home}/ray /tmp/ray; {command}"
-        return run(["unshare", "-m", *own, *_limit(timeout), "bash", "-ec", bound], command, check)
+        return ["unshare", "-m", *own, *_limit(timeout), "bash", "-ec", bound]
 
     def pids(self, host: int, pattern: str = "") -> list[int]:
         """This machine's numbers of the processes in a host whose command line has a match."""
@@ -152,8 +156,9 @@ class Hosts:
         do(f"ip link set {_link(host)} down")
 
     def mend(self, host: int) -> None:
-        """Plugs it in again."""
+        """Plugs it in again, and waits until the host can be reached."""
         do(f"ip link set {_link(host)} up")
+        until(lambda: _has_sshd(self.address(host)), 20, f"a way to {_name(host)}")
 
     def lose(self, host: int) -> None:
         """Ends all that runs on the host, and its disk with it: a preemption, a fire."""

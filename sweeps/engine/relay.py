@@ -99,7 +99,8 @@ class Relay:
             self._tell("started", trial)
             return
         heard.restarts += 1
-        _log.warning("%s was disturbed at step %d and goes on from step %d", trial.id, heard.step, step)
+        heard_of = max(heard.step, step)  # a checkpoint may be younger than the last report
+        _log.warning("%s was disturbed after step %d and goes on from step %d", trial.id, heard_of, step)
         heard.repeated += max(0, heard.step - step)
         heard.warnings += [warning for warning in warnings if warning not in heard.warnings]
 

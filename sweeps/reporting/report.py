@@ -246,7 +246,10 @@ def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Ma
     for name, entries in (
         (
             "Failed",
-            [f"{f['cell']} seed {f['seed']}: {f['error'].strip().splitlines()[-1]}" for f in info["failed"]],
+            [
+                f"{f['cell']} seed {f['seed']}: {(f['error'].strip().splitlines() or [''])[-1]}"
+                for f in info["failed"]
+            ],
         ),
         ("Missing", [str(trial) for trial in info["missing"]]),
         ("Diverged", [f"{cell} seed {seed}" for cell, seed in diverged_trials(trials)]),

@@ -23,9 +23,7 @@ class Here:
         self.folder = folder
         self._running: list[subprocess.Popen] = []
 
-    def start(
-        self, name: str, options: str = "", place: str | Path | None = None, **environment: str
-    ) -> Running:
+    def start(self, name: str, options: str = "", place: str | Path | None = None, **environment: str) -> Running:
         """Starts a sweep of one seed block, or goes on with it; `place` is where results go instead."""
         place = place or self.folder / "results"
         log = self.folder / f"{name}-{time.time_ns()}.log"

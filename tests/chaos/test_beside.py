@@ -49,7 +49,7 @@ def another_ray(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, Path]]:
 
 
 def test_another_ray_on_the_machine(here: Here, alone, another_ray, row):
-    """Our trial driver and a training worker are killed beside it. Seen to fail: """
+    """Our trial driver and a training worker are killed beside it. Seen to fail:"""
     expected, usual = alone
     other, counted = another_ray
     theirs = {title: below(other.pid, title) for title in ("gcs_server", "raylet/raylet", "ray::Other")}
@@ -96,7 +96,7 @@ def assert_only(first: Running, expected: dict) -> None:
 
 
 def test_the_same_sweep_started_while_it_runs(here: Here, alone, row):
-    """Seen to fail: """
+    """Seen to fail:"""
     expected, _ = alone
     first = here.start("twice")
     first.until_finished(2)
@@ -114,7 +114,7 @@ def test_the_same_sweep_started_while_it_runs(here: Here, alone, row):
 
 
 def test_the_same_sweep_started_twice_at_once(here: Here, alone, row):
-    """Seen to fail: """
+    """Seen to fail:"""
     expected, usual = alone
     both = [here.start("at-once"), here.start("at-once")]
     until(lambda: any(each.process.poll() is not None for each in both), 120, both[0].said)

@@ -4,27 +4,30 @@ over, and both are said where one looks."""
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.chaos.here import SAME, Here, ctrl_c, kill_9
-from tests.chaos.sweeps import CHECKPOINTS, STEPS, newest_checkpoints, trials
+from tests.chaos.sweeps import CHECKPOINTS, STEPS, Running, newest_checkpoints, trials
 from tests.cluster.namespaces import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 INTERVAL = STEPS // CHECKPOINTS
 
 
+def halfway(running: Running) -> bool:
+    """Whether a trial is in its middle, or the sweep is over."""
+    newest = newest_checkpoints(running.results).values()
+    return any(2 * INTERVAL <= step <= STEPS // 2 for step in newest) or running.process.poll() is not None
+
+
 def cut(here: Here, name: str, end: Callable) -> tuple[Path, int]:
-    """A sweep that `end` ends in the middle of a trial: the folder of the trial's checkpoints, and the newest's step."""
-
-    def halfway(results: Path) -> list[str]:
-        return [t for t, step in newest_checkpoints(results).items() if 2 * INTERVAL <= step <= STEPS // 2]
-
+    """A sweep that `end` ends in the middle of a trial: the folder of its checkpoints, and the newest one's step."""
     while True:
         running = here.start(name)
-        until(lambda: halfway(running.results) or running.process.poll() is not None, 240, running.said)
+        until(partial(halfway, running), 240, running.said)
         assert running.process.poll() is None, running.said()
         end(running)
         whole = {t: step for t, step in newest_checkpoints(running.results).items() if step >= 2 * INTERVAL}

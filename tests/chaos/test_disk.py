@@ -44,7 +44,7 @@ def full(request, here: Here, disk_at, row):
 
 
 def test_no_room_until_the_end(full, here, alone, row):
-    """Seen to fail: """
+    """Seen to fail:"""
     name, place, disk, when = full
     expected, usual = alone
     running = here.start(name, place=place, LAHR_STORAGE_PATIENCE="5")
@@ -54,7 +54,11 @@ def test_no_room_until_the_end(full, here, alone, row):
     took = time.monotonic() - began
     errors = [line for line in running.said().splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, running.said()
-    assert "No space left on device" in errors[0] and str(disk) in errors[0] and "make room there" in errors[0]
+    assert (
+        "No space left on device" in errors[0]
+        and str(running.results) in errors[0]
+        and "make room there" in errors[0]
+    )
     assert "Traceback" not in running.said()
     kept = trials(running.results)
     assert 3 <= len(kept) < len(expected)
@@ -72,7 +76,7 @@ def test_no_room_until_the_end(full, here, alone, row):
 
 
 def test_room_made_in_time(full, here, alone, row):
-    """Seen to fail: """
+    """Seen to fail:"""
     name, place, disk, when = full
     expected, usual = alone
     running = here.start(name, place=place, LAHR_STORAGE_PATIENCE="100")

@@ -1,5 +1,6 @@
 """An object store that is away in the middle of a sweep on one machine: for a while, and until the sweep has ended."""
 
+import contextlib
 import re
 import socket
 import threading
@@ -34,10 +35,8 @@ class Door:
 
     def shut(self) -> None:
         for each in (self._listener, *self._connections):
-            try:
+            with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
             each.close()
 
     def _accept(self, listener: socket.socket) -> None:
@@ -96,7 +95,7 @@ def until_told(running: Running, count: int) -> None:
 
 
 def test_a_store_that_answers_503_for_a_while(here: Here, alone, object_store, row, tmp_path):
-    """Seen to fail: """
+    """Seen to fail:"""
     expected, usual = alone
     place = object_store.uri("away")
     running = here.start("away", place=place)
@@ -116,7 +115,7 @@ def test_a_store_that_answers_503_for_a_while(here: Here, alone, object_store, r
 
 
 def test_a_store_that_is_gone(here: Here, alone, object_store, door: Door, row, tmp_path):
-    """Seen to fail: """
+    """Seen to fail:"""
     expected, usual = alone
     place = through(door, object_store.uri("gone"))
     running = here.start("gone", place=place, LAHR_STORAGE_PATIENCE=str(PATIENCE_S))

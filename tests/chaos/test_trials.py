@@ -19,7 +19,7 @@ AT = STEPS // 2 + 5
 """The step that cannot be done."""
 FROM = AT - AT % (STEPS // CHECKPOINTS)
 """The checkpoint before it."""
-HANG_AFTER = 12
+HANG_AFTER = 20
 
 # In every process of the sweep; the loop is wrapped where it is imported, so that the others stay as quick as they are.
 SITE = """
@@ -70,7 +70,7 @@ def is_memory(trial: str) -> bool:
 
 @pytest.mark.parametrize("how", FAULTS)
 def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row, tmp_path: Path):
-    """Seen to fail: """
+    """Seen to fail:"""
     fault, attempts, why = FAULTS[how]
     expected, usual = alone
     (tmp_path / "sitecustomize.py").write_text(SITE.format(at=AT, fault=fault))
@@ -78,7 +78,7 @@ def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row, tmp_path: 
     running = here.start(f"cannot-{how}", options, PYTHONPATH=f"{tmp_path}{os.pathsep}{PROJECT}")
     seconds = running.wait(900, status=1)
     assert not others_are_the_same(running.results, expected, but=is_memory)
-
+    assert "(raylet)" not in running.said()
     why = rf"given up after {attempts} attempts at step {FROM}; the last one: .*{why}"
     last = [line for line in running.said().splitlines() if line.startswith("failed: memory-s0")]
     assert len(last) == 1 and re.search(why, last[0]), running.said()
@@ -89,15 +89,15 @@ def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row, tmp_path: 
     assert re.search(why, verdict["failed"][0]["error"], re.DOTALL)
     row(
         f"one trial that cannot be finished: {WHAT[how]}",
-        "given up after so many attempts, with the reason on the terminal, in the report and in verdict.json; status 1; "
-        "every other trial finished, bit for bit as undisturbed",
+        "given up after so many attempts, with the reason on the terminal, in the report and in verdict.json; status "
+        "1; every other trial finished, bit for bit as undisturbed",
         attempts=attempts,
         seconds=f"{seconds:.0f}, {usual:.0f} undisturbed",
     )
 
 
 def test_a_trial_that_diverges(here: Here, alone, row):
-    """A z loss so heavy that the first step leaves no finite weight. Seen to fail: """
+    """A z loss so heavy that the first step leaves no finite weight. Seen to fail:"""
     expected, usual = alone
     running = here.start("diverges", "--extra mod:mod_z_loss=1e38")
     seconds = running.wait()

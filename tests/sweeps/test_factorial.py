@@ -71,6 +71,8 @@ def bad_files(folder: Path) -> None:
         ("--data.validation-blocks 1000000 --data columns.parquet --data.text-column story", "validation"),
         ("--results gopher://x", "cannot use 'gopher://x"),
         ("--results empty.txt", "empty.txt is a file; give a folder"),
+        ("--results s3://key:hush@bucket/x", "carries credentials"),
+        ("--results s3://b/x?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1", "cannot be written to"),
         ("--smallest-effect inf", "above 0 and finite"),
         ("--workers 4 --data.validation-blocks 3", "each of 4 workers evaluates one at least"),
         ("--sharding shard", "which has nobody to share the model with; give --workers 2 or more"),
@@ -106,6 +108,22 @@ def test_a_disk_without_room_is_said_before_anything_starts(place, tmp_path, mon
     with pytest.raises(ConfigError, match="GiB free; make room or give --results another place"):
         factorial.main(place)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_said_within_seconds_and_nothing_starts(
+    place, small_disk, monkeypatch, caplog
+):
+    """Seen to fail: without the probe, data was prepared first; with a warning that it is waited for, a second line."""
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    monkeypatch.setattr(factorial.study, "resolve", lambda *_, **__: pytest.fail("something was started"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    nobody = "s3://b/x?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    for results, why in ((str(small_disk / "results"), "Read-only file system"), (nobody, "connect")):
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match=f"cannot be written to: .*{why}.*; mend that, or give another place"):
+            factorial.main([*place, "--results", results])
+        assert time.monotonic() - began < 8
+    assert not caplog.records
 
 
 def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_path, capsys):

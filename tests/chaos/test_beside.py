@@ -42,7 +42,7 @@ def another_ray(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, Path]]:
         process = subprocess.Popen(
             [sys.executable, "-c", OTHER], env={**os.environ, "RAY_ADDRESS": ""}, stdout=file, cwd=tmp_path
         )
-    until(lambda: counted.read_text().endswith("\n"), 90, "another Ray")
+    until(lambda: counted.read_text().endswith("\n"), 240, "another Ray")
     yield process, counted
     process.kill()
     process.wait()
@@ -55,7 +55,7 @@ def test_another_ray_on_the_machine(here: Here, alone, another_ray, row):
     theirs = {title: below(other.pid, title) for title in ("gcs_server", "raylet/raylet", "ray::Other")}
     assert all(theirs.values()), theirs
     running = here.start("beside")
-    running.until_finished(2)
+    running.until_finished(2, 600)
     strike(running, "ray::ImplicitFunc")
     time.sleep(15)  # until another leads the launch on
     strike(running, "RayTrainWorker")
@@ -99,7 +99,7 @@ def test_the_same_sweep_started_while_it_runs(here: Here, alone, row):
     """Seen to fail:"""
     expected, _ = alone
     first = here.start("twice")
-    first.until_finished(2)
+    first.until_finished(2, 600)
     before = written(first.results)
     took = assert_refused(here.start("twice"))
     first.wait()

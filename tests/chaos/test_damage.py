@@ -27,7 +27,7 @@ def cut(here: Here, name: str, end: Callable) -> tuple[Path, int]:
     """A sweep that `end` ends in the middle of a trial: the folder of its checkpoints, and the newest one's step."""
     while True:
         running = here.start(name)
-        until(partial(halfway, running), 240, running.said)
+        until(partial(halfway, running), 600, running.said)
         assert running.process.poll() is None, running.said()
         end(running)
         whole = {t: step for t, step in newest_checkpoints(running.results).items() if step >= 2 * INTERVAL}

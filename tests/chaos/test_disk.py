@@ -48,7 +48,7 @@ def test_no_room_until_the_end(full, here, alone, row):
     name, place, disk, when = full
     expected, usual = alone
     running = here.start(name, place=place, LAHR_STORAGE_PATIENCE="5")
-    running.until_finished(3)
+    running.until_finished(3, 600)
     filler, began = fill(disk), time.monotonic()
     running.wait(120, status=2)
     took = time.monotonic() - began
@@ -80,7 +80,7 @@ def test_room_made_in_time(full, here, alone, row):
     name, place, disk, when = full
     expected, usual = alone
     running = here.start(name, place=place, LAHR_STORAGE_PATIENCE="100")
-    running.until_finished(3)
+    running.until_finished(3, 600)
     filler = fill(disk)
     time.sleep(20)
     assert running.process.poll() is None, running.said()

@@ -88,7 +88,7 @@ def until_told(running: Running, count: int) -> None:
     """Waits until so many trials are said to have finished."""
     until(
         lambda: running.said().count(": val_loss ") >= count or running.process.poll() is not None,
-        240,
+        600,
         running.said,
     )
     assert running.process.poll() is None, running.said()

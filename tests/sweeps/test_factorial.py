@@ -211,27 +211,41 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     assert (folder / "report/report.md").exists()
 
 
+def newest_of_a_running_trial(folder: Path) -> Path | None:
+    """The folder of the newest whole checkpoint of a trial that has no result yet."""
+    whole = [manifest.parent for manifest in folder.glob("checkpoints/*/step-*/manifest.json")]
+    running = [step for step in whole if not (folder / "trials" / step.parent.name / "result.json").exists()]
+    return max(running, key=lambda step: int(step.name.removeprefix("step-")), default=None)
+
+
 @pytest.mark.ray
 def test_a_sweep_ended_by_kill_9_goes_on_where_it_was(place, tmp_path, tiny_data, cache):
-    """The script is killed in the middle, with its Ray; the same command finishes. Nothing finished runs twice, and
-    every trial's loss is bit-identical to the same trial trained alone, undisturbed, in this process."""
+    """The script is killed in the middle, with its Ray, and the newest checkpoint of a trial is damaged; the same command
+    finishes, and says so. Nothing finished runs twice, and every trial's loss is bit-identical to the same trial trained
+    alone, undisturbed, in this process."""
     place = [*place, "--seeds", "1", "--train.tokens", "32000", "--train.checkpoints", "20"]
     command = [sys.executable, str(ROOT / "sweeps/factorial.py"), *place]
     environment = {**os.environ, "RAY_ADDRESS": ""}
     folder = tmp_path / "results" / "smoke-stories"
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as script:
         until = time.monotonic() + 120
-        while len(list(folder.glob("trials/*/result.json"))) < 2:
+        while len(list(folder.glob("trials/*/result.json"))) < 2 or not newest_of_a_running_trial(folder):
             assert script.poll() is None, "the sweep ended before it could be killed"
             assert time.monotonic() < until, "no trial finished in time"
             time.sleep(0.05)
         script.kill()
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
     assert 2 <= len(finished) < 8, "the sweep was not killed in the middle"
+    damaged = newest_of_a_running_trial(folder)
+    assert damaged is not None
+    state = damaged / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
 
     done = study(*place, own_ray=True)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    said = f"checkpoint {damaged.name} is not used"
+    assert said in done.stderr and said in (folder / "report/report.md").read_text()
     losses = pd.read_parquet(folder / "trials.parquet").set_index("trial")["val_loss"]
     assert len(losses) == 8
     for trial in Results.at(str(tmp_path / "results"), "smoke-stories").design().trials():

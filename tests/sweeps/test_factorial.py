@@ -221,8 +221,8 @@ def newest_of_a_running_trial(folder: Path) -> Path | None:
 @pytest.mark.ray
 def test_a_sweep_ended_by_kill_9_goes_on_where_it_was(place, tmp_path, tiny_data, cache):
     """The script is killed in the middle, with its Ray, and a trial's newest checkpoint is damaged; the same command
-    finishes, and says so. Nothing finished runs twice, and every trial's loss is bit-identical to that of the same trial
-    trained alone, undisturbed, in this process."""
+    finishes, and says so. Nothing finished runs twice, and every trial's loss is bit-identical to that of the same
+    trial trained alone, undisturbed, in this process."""
     place = [*place, "--seeds", "1", "--train.tokens", "32000", "--train.checkpoints", "20"]
     command = [sys.executable, str(ROOT / "sweeps/factorial.py"), *place]
     environment = {**os.environ, "RAY_ADDRESS": ""}

@@ -100,13 +100,13 @@ def patiently(doing: str, attempt: Callable[[], Value]) -> Value:
             if waited >= patience:
                 after = f" (after {waited:.0f} s of waiting)" if waiting else ""
                 raise StorageError(f"cannot {doing}: {reason(error)}{after}; {_advice(error)}") from error
-            if not waiting:
+            if not waiting and not is_limited():  # else it is short, and its caller says what came of it
                 _log().warning("cannot %s: %s; waiting up to %.0f s", doing, reason(error), patience)
-                waiting = True
+            waiting = True
             time.sleep(min(pause, patience - waited))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         else:
-            if waiting:
+            if waiting and not is_limited():
                 _log().warning("%s: went through after %.0f s", doing, time.monotonic() - began)
             return value
 

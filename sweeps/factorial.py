@@ -113,7 +113,7 @@ def run(options: Options, console: Console) -> int:
                 _report(options, results, console)
             console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
     for name, error in outcome.failed.items():
-        console.print(f"failed: {name}: {error.strip().splitlines()[-1]}", markup=False, highlight=False)
+        _say_failed(console, name, error)
     return 1 if outcome.failed else 0
 
 
@@ -125,6 +125,11 @@ def _say_stop(console: Console, why: str | None, left: int, planned: int) -> Non
         f"checkpoints with\n  {study.command()}",
         soft_wrap=True,
     )
+
+
+def _say_failed(console: Console, trial: str, error: str) -> None:
+    said = error.strip().splitlines() or [""]
+    console.print(f"failed: {trial}: {said[-1]}", markup=False, highlight=False, soft_wrap=True)
 
 
 def plan(options: Options, console: Console) -> int:
@@ -194,7 +199,7 @@ def status(options: Options, console: Console) -> int:
         )
     console.print(table)
     for failure in failures:
-        console.print(f"failed: {failure['trial']}: {failure['error'].strip().splitlines()[-1]}")
+        _say_failed(console, failure["trial"], failure["error"])
     return 0
 
 

@@ -39,15 +39,17 @@ class Attempt:
 
     @staticmethod
     def begin(folder: Folder, start: str) -> "Attempt | str":
-        """Takes the trial's folder and counts one attempt more; or why there is none left."""
+        """Takes the trial's folder and counts one attempt more; or why there is none left, in the last line."""
         known = _read(folder, start)
         step = checkpoints.latest_step(folder)
         if known["step"] != step:
             known = {**known, "errors": 0, "deaths": 0}
         if known["errors"] >= ERRORS or known["deaths"] >= DEATHS:
             times = known["errors"] + known["deaths"]
-            return f"given up after {times} attempts at step {max(step, 0)}; the last one: {known['error']}"
-        died = "the worker died (killed, or out of memory)"
+            *where, why = known["error"].strip().splitlines() or [""]
+            given_up = f"given up after {times} attempts at step {max(step, 0)}; the last one: {why}"
+            return "\n".join([*where, given_up])
+        died = "the worker died (killed, out of memory, or silent for longer than --hang-after)"
         owner = uuid.uuid4().hex
         # Counted as a death until it is known to have ended in another way: who is killed cannot say so.
         folder.write_json(
@@ -129,7 +131,8 @@ class Watchdog:
             silent = time.monotonic() - self._last
             if silent > self._patience:
                 frame = sys._current_frames().get(self._thread)
-                where = "".join(traceback.format_stack(frame)[-1:]).strip() if frame else "unknown"
+                stood = traceback.format_stack(frame)[-1:] if frame else ["unknown"]
+                where = " ".join("".join(stood).split())
                 try:
                     self._say(f"hung: no step for {silent:.0f} s; it stood in {where}")
                 finally:

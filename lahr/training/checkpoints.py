@@ -3,7 +3,8 @@
 `step-N/` holds `state.safetensors`, or a `shard-….safetensors` of each process of a sharded run; `state.json`; and,
 written last, `manifest.json` with the sha256 of all of them. A folder without a manifest that holds is no checkpoint.
 Nothing is unpickled. Either kind can be read by one process or by many, in parts or whole. While a trial runs its two
-newest are kept; of one that has ended only the last is, and of that the weights alone.
+newest are kept; of one that has ended only the last is, and of that the weights alone. `newest.json` beside them names
+the last one that was finished, so that it is missed if it is gone.
 
 Storage that is away is no damage: it is a `StorageError` here, never a reason to go back to an older checkpoint.
 """
@@ -11,7 +12,7 @@ Storage that is away is no damage: it is a `StorageError` here, never a reason t
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from lahr.training.progress import Progress
 WEIGHTS = "model."
 """How the names of tensors begin that are the model's own, which is all that a trained model needs."""
 _KEPT = 2
+_NEWEST = "newest.json"
 _WHOLE = "state.safetensors"
 _FILE = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]*(\.json|{re.escape(shards.SUFFIX)})")
 
@@ -116,6 +118,7 @@ def _finish(
     folder.write(f"{place}/state.json", state)
     may_write()
     folder.write_json(f"{place}/manifest.json", {**hashes, "state.json": hashlib.sha256(state).hexdigest()})
+    folder.write_json(_NEWEST, checkpoint.step)
     for step in _steps(folder)[1 if checkpoint.has_ended else _KEPT :]:
         folder.remove(f"step-{step}")
 
@@ -128,8 +131,9 @@ def newest(
     A fingerprint of None takes any; `only` looks at that step alone. Its tensors are whole, or left where they are
     unless `with_tensors`. `StorageError` where it cannot be told, since the storage is away.
     """
-    problems: list[str] = []
-    for step in _steps(folder) if only is None else [only]:
+    steps = _steps(folder) if only is None else [only]
+    problems = [f"checkpoint step-{step} is missing" for step in _missing(folder, steps) if only is None]
+    for step in steps:
         try:
             return _load(folder, step, fingerprint, with_tensors), problems
         except StorageError:
@@ -148,6 +152,15 @@ def newest_sharded(
     if found is None:
         return None, problems
     return replace(found, tensors=shards.read(folder.child(f"step-{found.step}"), into)), problems
+
+
+def _missing(folder: Folder, steps: Sequence[int]) -> list[int]:
+    """The newest checkpoint's step, if it is not among `steps`."""
+    try:
+        newest = folder.read_json(_NEWEST)
+    except (FileNotFoundError, ValueError):  # an older sweep's, or damaged: it only says what is missing
+        return []
+    return [newest] if isinstance(newest, int) and newest not in steps else []
 
 
 def latest_step(folder: Folder) -> int:

@@ -90,14 +90,14 @@ def train(
     if checkpoint_folder is not None:
         fingerprint = config.fingerprint(data.content_hash)
         restored, problems = run.newest(checkpoint_folder, fingerprint)
-        if warn is not None:
-            warn.extend(problems)
         if restored is not None:
             records = [Progress.from_json(record) for record in restored.meta["records"]]
             if restored.has_ended:  # of which the weights alone are kept
                 run.step = restored.step
             else:
                 run.load(restored)
+        if warn is not None and problems:
+            warn += [*problems, f"it goes on from step {run.step}" if run.step else "it starts over"]
     run.watch.resumed(run.step)
     yield from records
     if records and records[-1].status != "running":

@@ -109,14 +109,16 @@ def refuse_if_held(folder: Folder) -> bool:
 
     One of another machine is watched for its heart.
     """
+    # Looked for before it is read: what comes between the two is another start's, and not to be removed.
+    dead = folder.exists(_NAME)
     lease = _read(folder)
     if lease is not None and _lives(folder, lease):
         raise ConfigError(
             f"another sweep is running in {folder.uri} (process {lease['pid']} on {lease['host']}, heard "
             f"{max(0.0, _age(lease)):.0f} s ago); wait for it, stop it, or give --name another name"
         )
-    dead = folder.exists(_NAME)
-    folder.remove(_NAME)
+    if dead:
+        folder.remove(_NAME)
     return dead
 
 

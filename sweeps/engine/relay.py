@@ -99,7 +99,8 @@ class Relay:
             self._tell("started", trial)
             return
         heard.restarts += 1
-        _log.warning("%s was disturbed at step %d and goes on from step %d", trial.id, heard.step, step)
+        heard_of = max(heard.step, step)  # a checkpoint may be younger than the last report
+        _log.warning("%s was disturbed after step %d and goes on from step %d", trial.id, heard_of, step)
         heard.repeated += max(0, heard.step - step)
         heard.warnings += [warning for warning in warnings if warning not in heard.warnings]
 
@@ -133,8 +134,14 @@ class Relay:
         for observer in list(self._observers):
             try:
                 getattr(observer, what)(*said)
-            except Exception:
+            except Exception as error:
                 if observer.essential:
                     raise
-                _log.exception("%s failed; going on without it", type(observer).__name__)
+                # Of a full disk it is known what and where; of anything else one wants to see where in the code.
+                _log.warning(
+                    "%s failed; going on without it: %s",
+                    type(observer).__name__,
+                    " ".join(str(error).split()) or type(error).__name__,
+                    exc_info=None if isinstance(error, OSError) else error,
+                )
                 self._observers.remove(observer)

@@ -28,6 +28,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "60")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # a page; we say it in a line
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
 # Statistics that every one of Ray's twenty processes gathers and nobody here reads: 4 % of two cores.
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")

@@ -90,9 +90,9 @@ def _precision(options: Options, device: str) -> Precision:
 
 def prepared(options: Options, console: Console) -> TokenData:
     """The data, with a progress bar while it is being made."""
-    with Progress(
-        TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), console=console, transient=True
-    ) as bar:
+    columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
+    # In a log it would leave an empty line.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("data", total=1.0)
 
         def progress(what: str, fraction: float) -> None:

@@ -28,6 +28,7 @@ from sweeps.reporting.verdict import (
     p_value,
     sentences,
     signed,
+    told,
 )
 
 DOUBTFUL_P = 0.01
@@ -243,7 +244,13 @@ def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Ma
         flag = " – **below it: something leaks**" if best < info["floor"] else ""
         lines.append(f"Known loss floor {info['floor']:.4f} nats; the lowest trial reached {best:.4f}{flag}")
     for name, entries in (
-        ("Failed", [f"{f['cell']} seed {f['seed']}: {f['error']}" for f in info["failed"]]),
+        (
+            "Failed",
+            [
+                f"{f['cell']} seed {f['seed']}: {(f['error'].strip().splitlines() or [''])[-1]}"
+                for f in info["failed"]
+            ],
+        ),
         ("Missing", [str(trial) for trial in info["missing"]]),
         ("Diverged", [f"{cell} seed {seed}" for cell, seed in diverged_trials(trials)]),
         (
@@ -275,10 +282,7 @@ def _disturbances(trials: pd.DataFrame) -> list[str]:
         if len(again)
         else "Begun again after a fault: none"
     ]
-    for row in trials[trials["warnings"].notna()].to_dict(orient="records"):
-        said = "; ".join(str(row["warnings"]).splitlines())
-        lines.append(f"{row['cell']} seed {row['seed']}: **{said}**")
-    return lines
+    return lines + [f"{row['cell']} seed {row['seed']}: **{'; '.join(row['said'])}**" for row in told(trials)]
 
 
 def _routing(finished: pd.DataFrame) -> list[str]:

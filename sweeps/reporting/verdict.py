@@ -66,6 +66,7 @@ def document(
         "options": options.to_dict(orient="records"),
         "failed": info["failed"],
         "missing": info["missing"],
+        "warnings": told(trials),
         "diverged": [{"cell": cell, "seed": seed} for cell, seed in diverged_trials(trials)],
         "divergences_by_cell": diverged.to_dict(orient="records"),
         "checks": effects.checks,
@@ -81,6 +82,17 @@ def diverged_trials(trials: pd.DataFrame) -> list[tuple[str, int]]:
         return []
     bad = trials[trials["status"] == "diverged"]
     return [(str(cell), int(seed)) for cell, seed in zip(bad["cell"], bad["seed"], strict=True)]
+
+
+def told(trials: pd.DataFrame) -> list[dict[str, Any]]:
+    """What was wrong with a trial's checkpoints when it went on from them: trial, cell, seed, `said`."""
+    if "warnings" not in trials:
+        return []
+    rows = trials[trials["warnings"].notna()].to_dict(orient="records")
+    return [
+        {**{k: row[k] for k in ("trial", "cell", "seed")}, "said": str(row["warnings"]).splitlines()}
+        for row in rows
+    ]
 
 
 def plain(value: Any) -> Any:

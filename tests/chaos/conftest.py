@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.chaos.here import Here
 from tests.chaos.report import write
+from tests.chaos.sweeps import trials
 
 ROWS = Path(os.environ.get("LAHR_CHAOS", ".tmp/chaos"))
 
@@ -24,6 +26,26 @@ def row(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     ROWS.mkdir(parents=True, exist_ok=True)
     for one in said:
         (ROWS / f"{request.node.name}.json").write_text(json.dumps(one))
+
+
+@pytest.fixture(scope="session")
+def _here(tmp_path_factory: pytest.TempPathFactory) -> Here:
+    return Here(tmp_path_factory.mktemp("here"))
+
+
+@pytest.fixture
+def here(_here: Here) -> Iterator[Here]:
+    """Sweeps on this machine alone."""
+    yield _here
+    _here.stop()
+
+
+@pytest.fixture(scope="session")
+def alone(_here: Here) -> tuple[dict[str, dict], float]:
+    """What a sweep on this machine comes to that nothing disturbs, and the seconds it takes."""
+    running = _here.start("undisturbed")
+    seconds = running.wait()
+    return trials(running.results), seconds
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -78,10 +78,9 @@ class Running:
     def until_said(self, pattern: str, seconds: float = 120) -> None:
         until(lambda: re.search(pattern, self.said()), seconds, self.said)
 
-    def wait(self, seconds: float = 600) -> float:
-        """Waits for its end, which has to be a good one; seconds from its start."""
-        status = self.process.wait(timeout=seconds)
-        assert status == 0, self.said()
+    def wait(self, seconds: float = 600, status: int = 0) -> float:
+        """Waits for its end, which has to be a good one unless another status is named; seconds from its start."""
+        assert self.process.wait(timeout=seconds) == status, self.said()
         return time.monotonic() - self.began
 
 

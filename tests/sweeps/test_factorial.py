@@ -71,6 +71,8 @@ def bad_files(folder: Path) -> None:
         ("--data.validation-blocks 1000000 --data columns.parquet --data.text-column story", "validation"),
         ("--results gopher://x", "cannot use 'gopher://x"),
         ("--results empty.txt", "empty.txt is a file; give a folder"),
+        ("--results s3://key:hush@bucket/x", "carries credentials"),
+        ("--results s3://b/x?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1", "cannot be written to"),
         ("--smallest-effect inf", "above 0 and finite"),
         ("--workers 4 --data.validation-blocks 3", "each of 4 workers evaluates one at least"),
         ("--sharding shard", "which has nobody to share the model with; give --workers 2 or more"),
@@ -106,6 +108,22 @@ def test_a_disk_without_room_is_said_before_anything_starts(place, tmp_path, mon
     with pytest.raises(ConfigError, match="GiB free; make room or give --results another place"):
         factorial.main(place)
     assert not (tmp_path / "results").exists()
+
+
+def test_a_place_that_cannot_be_written_to_is_said_within_seconds_and_nothing_starts(
+    place, small_disk, monkeypatch, caplog
+):
+    """Seen to fail: without the probe, data was prepared first; with a warning that it is waited for, a second line."""
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    monkeypatch.setattr(factorial.study, "resolve", lambda *_, **__: pytest.fail("something was started"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    nobody = "s3://b/x?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
+    for results, why in ((str(small_disk / "results"), "Read-only file system"), (nobody, "connect")):
+        began = time.monotonic()
+        with pytest.raises(ConfigError, match=f"cannot be written to: .*{why}.*; mend that, or give another place"):
+            factorial.main([*place, "--results", results])
+        assert time.monotonic() - began < 8
+    assert not caplog.records
 
 
 def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_path, capsys):
@@ -193,27 +211,41 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     assert (folder / "report/report.md").exists()
 
 
+def newest_of_a_running_trial(folder: Path) -> Path | None:
+    """The folder of the newest whole checkpoint of a trial that has no result yet."""
+    whole = [manifest.parent for manifest in folder.glob("checkpoints/*/step-*/manifest.json")]
+    running = [step for step in whole if not (folder / "trials" / step.parent.name / "result.json").exists()]
+    return max(running, key=lambda step: int(step.name.removeprefix("step-")), default=None)
+
+
 @pytest.mark.ray
 def test_a_sweep_ended_by_kill_9_goes_on_where_it_was(place, tmp_path, tiny_data, cache):
-    """The script is killed in the middle, with its Ray; the same command finishes. Nothing finished runs twice, and
-    every trial's loss is bit-identical to the same trial trained alone, undisturbed, in this process."""
+    """The script is killed in the middle, with its Ray, and a trial's newest checkpoint is damaged; the same command
+    finishes, and says so. Nothing finished runs twice, and every trial's loss is bit-identical to that of the same
+    trial trained alone, undisturbed, in this process."""
     place = [*place, "--seeds", "1", "--train.tokens", "32000", "--train.checkpoints", "20"]
     command = [sys.executable, str(ROOT / "sweeps/factorial.py"), *place]
     environment = {**os.environ, "RAY_ADDRESS": ""}
     folder = tmp_path / "results" / "smoke-stories"
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as script:
         until = time.monotonic() + 120
-        while len(list(folder.glob("trials/*/result.json"))) < 2:
+        while len(list(folder.glob("trials/*/result.json"))) < 2 or not newest_of_a_running_trial(folder):
             assert script.poll() is None, "the sweep ended before it could be killed"
             assert time.monotonic() < until, "no trial finished in time"
             time.sleep(0.05)
         script.kill()
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
     assert 2 <= len(finished) < 8, "the sweep was not killed in the middle"
+    damaged = newest_of_a_running_trial(folder)
+    assert damaged is not None
+    state = damaged / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:1000])
 
     done = study(*place, own_ray=True)
     assert done.returncode == 0, done.stderr
     assert all(path.stat().st_mtime_ns == when for path, when in finished.items())
+    said = f"checkpoint {damaged.name} is not used"
+    assert said in done.stderr and said in (folder / "report/report.md").read_text()
     losses = pd.read_parquet(folder / "trials.parquet").set_index("trial")["val_loss"]
     assert len(losses) == 8
     for trial in Results.at(str(tmp_path / "results"), "smoke-stories").design().trials():

@@ -22,9 +22,9 @@ def begun(folder: Folder, start: str = "one") -> Attempt:
 def test_a_trial_that_raises_is_given_up_with_its_error(tmp_path):
     folder = Folder.at(tmp_path)
     for _ in range(ERRORS):
-        begun(folder).failed("ValueError: no such thing")
+        begun(folder).failed("Traceback\n  File\nValueError: no such thing\n")
     assert Attempt.begin(folder, "one") == (
-        f"given up after {ERRORS} attempts at step 0; the last one: ValueError: no such thing"
+        f"Traceback\n  File\ngiven up after {ERRORS} attempts at step 0; the last one: ValueError: no such thing"
     )
     begun(folder, "two")  # the next start tries again
 
@@ -34,7 +34,7 @@ def test_a_process_that_dies_is_given_more_attempts(tmp_path):
     for _ in range(DEATHS):
         begun(folder)
     said = Attempt.begin(folder, "one")
-    assert isinstance(said, str) and "the worker died (killed, or out of memory)" in said
+    assert isinstance(said, str) and "the worker died (killed, out of memory, or silent" in said
 
 
 def test_a_step_further_the_count_begins_anew(tmp_path):

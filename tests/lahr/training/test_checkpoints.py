@@ -108,10 +108,18 @@ def test_each_damage_falls_back_to_the_older_one(folder, damage, said):
     assert said in problems[0]
 
 
-def test_a_checkpoint_whose_folder_is_gone_is_as_if_it_had_never_been(folder):
+def beside_newest(folder: Folder) -> list[str]:
+    """What lies there, but for the file that names the newest checkpoint."""
+    return [name for name in folder.names() if name != "newest.json"]
+
+
+def test_a_newest_checkpoint_whose_folder_is_gone_is_missed(folder):
+    """Seen to fail: nothing was said."""
     folder.remove("step-10")
     found, problems = checkpoints.newest(folder, "f")
-    assert (found.step, problems) == (5, [])
+    assert (found.step, problems) == (5, ["checkpoint step-10 is missing"])
+    folder.write("newest.json", b"{")  # a trial can do without
+    assert checkpoints.newest(folder, "f")[1] == []
 
 
 def test_nothing_good_is_none_and_every_reason(folder):
@@ -130,7 +138,7 @@ def test_another_configurations_checkpoint_is_not_used(folder):
 
 def test_only_the_two_newest_are_kept(folder):
     checkpoints.save(folder, at(15))
-    assert folder.names() == ["step-10", "step-15"]
+    assert beside_newest(folder) == ["step-10", "step-15"]
     assert checkpoints.latest_step(folder) == 15
 
 
@@ -138,7 +146,7 @@ def test_only_the_two_newest_are_kept(folder):
 def test_of_a_trial_that_has_ended_the_last_ones_weights_are_kept(folder, status):
     """Seen to fail: the moments kept; the one before kept; both removed before the last was whole."""
     checkpoints.save(folder, at(15, status))
-    assert folder.names() == ["step-15"]
+    assert beside_newest(folder) == ["step-15"]
     found, problems = checkpoints.newest(folder, "f")
     assert (found.has_ended, problems) == (True, [])
     assert found.tensors.keys() == {"model.w"}
@@ -153,7 +161,7 @@ def test_the_older_ones_stay_until_the_last_is_whole(folder, monkeypatch):
     monkeypatch.setattr(Folder, "write_json", dies)
     with pytest.raises(StorageError):
         checkpoints.save(folder, at(15, "finished"))
-    assert folder.names() == ["step-10", "step-15", "step-5"]
+    assert beside_newest(folder) == ["step-10", "step-15", "step-5"]
     assert checkpoints.newest(folder, "f")[0].step == 10
 
 
@@ -186,7 +194,7 @@ def test_what_a_killed_writer_left_goes_at_the_next_save_and_never_counts(tmp_pa
     assert checkpoints.newest(folder, "f")[0].step == 10
     assert checkpoints.latest_step(folder) == 10
     checkpoints.save(folder, at(15))
-    assert folder.names() == ["attempts.json", "step-10", "step-15"]
+    assert beside_newest(folder) == ["attempts.json", "step-10", "step-15"]
     assert folder.names("step-10") == ["manifest.json", "state.json", "state.safetensors"]
 
 
@@ -239,4 +247,4 @@ def test_a_full_disk_loses_no_checkpoint_and_the_next_save_goes_through(small_di
     assert checkpoints.newest(folder, "f")[0].step == 5
     filler.unlink()
     checkpoints.save(folder, at(10, "finished"))
-    assert folder.names() == ["step-10"]
+    assert beside_newest(folder) == ["step-10"]

@@ -104,13 +104,24 @@ def test_failed_and_missing_trials_are_listed(made, no_figures):
     info = made.info(
         trials,
         planned=32,
-        failed=[{"trial": "x", "cell": "mod", "seed": 0, "error": "out of memory"}],
+        failed=[{"trial": "x", "cell": "mod", "seed": 0, "error": "Traceback\n  File\nout of memory\n"}],
         missing=["x"],
     )
     files = render(trials, {}, info)
     assert "- Failed: mod seed 0: out of memory" in text(files) and "- Missing: x" in text(files)
     assert "left out of the estimates: 0" in text(files)
     assert json.loads(files["verdict.json"])["incomplete_blocks"] == [0]
+
+
+def test_what_was_wrong_with_checkpoints_is_listed(made, no_figures):
+    trials = made.trials(2).assign(restarts=0, repeated_steps=0, warnings=None)
+    trials.loc[1, "warnings"] = "checkpoint step-12 is missing\nit starts over"
+    files = render(trials, {}, made.info(trials))
+    row = trials.loc[1]
+    assert f"- {row['cell']} seed 0: **checkpoint step-12 is missing; it starts over**" in text(files)
+    assert json.loads(files["verdict.json"])["warnings"] == [
+        {"trial": row["trial"], "cell": row["cell"], "seed": 0, "said": row["warnings"].splitlines()}
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,100 @@
+"""Sweeps by the real command on a Ray of their own on this machine, and their processes."""
+
+import contextlib
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.chaos.sweeps import OPTIONS, Running, trials
+from tests.cluster.namespaces import PROJECT, until
+
+SAME = "every trial finished, bit for bit as undisturbed"
+
+
+class Here:
+    """Sweeps of one folder; `stop` ends those that still run."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._running: list[subprocess.Popen] = []
+
+    def start(self, name: str, options: str = "", place: str | Path | None = None, **environment: str) -> Running:
+        """Starts a sweep of one seed block, or goes on with it; `place` is where results go instead."""
+        place = place or self.folder / "results"
+        log = self.folder / f"{name}-{time.time_ns()}.log"
+        words = [*shlex.split(f"{OPTIONS} --seeds 1 {options}"), "--name", name, "--results", str(place)]
+        given = {"RAY_ADDRESS": "", "PYTHONPATH": str(PROJECT), "LAHR_CACHE": str(self.folder / "cache")}
+        with open(log, "wb") as file:
+            process = subprocess.Popen(
+                [sys.executable, str(PROJECT / "sweeps/factorial.py"), *words],
+                env={**os.environ, **given, **environment},
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # as in a terminal: Ctrl-C reaches the script and all that it started
+            )
+        self._running.append(process)
+        return Running(process, log, Path(place) / name, time.monotonic())
+
+    def stop(self) -> None:
+        """Ends what still runs; their Rays end with them."""
+        for process in self._running:
+            process.kill()
+            process.wait()
+        self._running.clear()
+
+
+def kill_9(running: Running) -> None:
+    """The script alone, as a crash would take it."""
+    running.process.kill()
+    running.process.wait()
+
+
+def ctrl_c(running: Running) -> None:
+    """To the whole process group, as a terminal does."""
+    os.killpg(running.process.pid, signal.SIGINT)
+    assert running.process.wait(timeout=120) == 130, running.said()
+
+
+def below(parent: int, title: str) -> list[int]:
+    """Processes that `parent` started, however far down, whose command line holds `title`."""
+    children: dict[int, list[int]] = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            stat = Path("/proc", name, "stat").read_text()
+            children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(name))
+    found, left = [], [parent]
+    while left:
+        for pid in children.get(left.pop(), []):
+            left.append(pid)
+            with contextlib.suppress(OSError):
+                if title in Path("/proc", str(pid), "cmdline").read_text():
+                    found.append(pid)
+    return found
+
+
+def strike(running: Running, title: str) -> int:
+    """Kills the first process of the sweep with that title, once there is one; its pid."""
+    found: list[int] = []
+
+    def there() -> bool:
+        found[:] = below(running.process.pid, title)
+        return bool(found)
+
+    until(there, 60, f"a process called {title}")
+    os.kill(found[0], signal.SIGKILL)
+    return found[0]
+
+
+def others_are_the_same(results: Path, expected: dict[str, dict], but: Callable[[str], bool]) -> dict[str, dict]:
+    """Asserts that every trial `but` some came to what it came to undisturbed; what became of those, where they have
+    a result."""
+    found = trials(results)
+    assert {t: r for t, r in found.items() if not but(t)} == {t: r for t, r in expected.items() if not but(t)}
+    return {t: r for t, r in found.items() if but(t)}

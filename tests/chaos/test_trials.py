@@ -1,0 +1,115 @@
+"""Trials that cannot be finished, in a sweep on one machine: the others come to what they come to without them.
+
+The faults are put in from outside: a `sitecustomize` on the path wraps the training step of one cell.
+"""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.here import Here, others_are_the_same
+from tests.chaos.sweeps import CHECKPOINTS, STEPS
+from tests.cluster.namespaces import PROJECT
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
+AT = STEPS // 2 + 5
+"""The step that cannot be done."""
+FROM = AT - AT % (STEPS // CHECKPOINTS)
+"""The checkpoint before it."""
+HANG_AFTER = 20
+
+# In every process of the sweep; the loop is wrapped where it is imported, so that the others stay as quick as they are.
+SITE = """
+import importlib.util, sys
+
+class Wrapped:
+    def find_spec(self, name, path=None, target=None):
+        if name != "lahr.training.loop":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        load = spec.loader.exec_module
+
+        def exec_module(module):
+            load(module)
+            step = module._Run._step
+
+            def faulty(run):
+                model = run.config.model
+                if model.memory_slots and not model.latent_iterations and model.mod_capacity == 1 and run.step == {at}:
+                    {fault}
+                return step(run)
+
+            module._Run._step = faulty
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Wrapped())
+"""
+FAULTS = {
+    "allocation": ("import torch; torch.empty(1 << 60)", 3, "you tried to allocate"),
+    "killed": ("import os; os.kill(os.getpid(), 9)", 6, "the worker died"),
+    "hangs": ("import time; time.sleep(1e6)", 3, r"hung: no step for \d+ s; it stood in .*sitecustomize"),
+    "holds": ("import re; re.match('(a+)+$', 'a' * 60 + 'b')", 6, "the worker died"),
+}
+WHAT = {
+    "allocation": "an allocation that raises, each time",
+    "killed": "its worker killed each time, as the system does when memory is out",
+    "hangs": f"it sleeps for ever, each time, with --hang-after {HANG_AFTER}",
+    "holds": f"it holds the interpreter, each time, with --hang-after {HANG_AFTER}",
+}
+
+
+def is_memory(trial: str) -> bool:
+    return trial.startswith("memory-s")
+
+
+@pytest.mark.parametrize("how", FAULTS)
+def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row, tmp_path: Path):
+    """Seen to fail:"""
+    fault, attempts, why = FAULTS[how]
+    expected, usual = alone
+    (tmp_path / "sitecustomize.py").write_text(SITE.format(at=AT, fault=fault))
+    options = f"--hang-after {HANG_AFTER}" if how in ("hangs", "holds") else ""
+    running = here.start(f"cannot-{how}", options, PYTHONPATH=f"{tmp_path}{os.pathsep}{PROJECT}")
+    seconds = running.wait(900, status=1)
+    assert not others_are_the_same(running.results, expected, but=is_memory)
+    assert "(raylet)" not in running.said()
+    why = rf"given up after {attempts} attempts at step {FROM}; the last one: .*{why}"
+    last = [line for line in running.said().splitlines() if line.startswith("failed: memory-s0")]
+    assert len(last) == 1 and re.search(why, last[0]), running.said()
+    report = (running.results / "report" / "report.md").read_text()
+    assert re.search(rf"(?m)^- Failed: memory seed 0: {why}", report), report
+    verdict = json.loads((running.results / "report" / "verdict.json").read_text())
+    assert [failure["cell"] for failure in verdict["failed"]] == ["memory"]
+    assert re.search(why, verdict["failed"][0]["error"], re.DOTALL)
+    row(
+        f"one trial that cannot be finished: {WHAT[how]}",
+        "given up after so many attempts, with the reason on the terminal, in the report and in verdict.json; status "
+        "1; every other trial finished, bit for bit as undisturbed",
+        attempts=attempts,
+        seconds=f"{seconds:.0f}, {usual:.0f} undisturbed",
+    )
+
+
+def test_a_trial_that_diverges(here: Here, alone, row):
+    """A z loss so heavy that the first step leaves no finite weight. Seen to fail:"""
+    expected, usual = alone
+    running = here.start("diverges", "--extra mod:mod_z_loss=1e38")
+    seconds = running.wait()
+    found = others_are_the_same(running.results, expected, but=lambda trial: "mod_z_loss" in trial)
+    assert [result["status"] for result in found.values()] == ["diverged"]
+    report = (running.results / "report" / "report.md").read_text()
+    assert re.search(r"(?m)^- Diverged: \S*mod_z_loss\S* seed 0$", report), report
+    verdict = json.loads((running.results / "report" / "verdict.json").read_text())
+    assert len(verdict["diverged"]) == 1
+    row(
+        "one trial that diverges",
+        "marked so, with its curve, in the report and in verdict.json; every other trial finished, bit for bit as "
+        "undisturbed",
+        seconds=f"{seconds:.0f}, {usual:.0f} undisturbed",
+    )

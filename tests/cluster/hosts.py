@@ -183,7 +183,7 @@ class Hosts:
         do(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", disk / "key"])
         files = {
             "home/.bashrc": f"export PATH={sys.base_prefix}/bin:$PATH\n"
-            f"export RAY_OVERRIDE_RESOURCES='{{\"CPU\": {self.cpus}}}'\n",
+            f"export RAY_OVERRIDE_RESOURCES='{{\"CPU\": {self.cpus}}}' RAY_worker_niceness=0\n",
             "sshd_config": f"HostKey {disk}/key\nPidFile none\nUsePAM no\nPermitRootLogin prohibit-password\n",
             "hosts": "127.0.0.1 localhost\n" + "".join(f"{self.address(h)} {_name(h)}\n" for h in self.all),
             "boot": _BOOT.format(disk=disk, home=_home(), venv=sys.prefix, python=sys.base_prefix, name=name),

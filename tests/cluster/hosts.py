@@ -109,9 +109,11 @@ class Hosts:
     def _remove(self) -> None:
         for name in re.findall(r"^lahr\d+", do("ip netns list"), re.MULTILINE):
             end(name)
-            do(f"ip netns del {name}")  # and its link with it
+            do(f"ip netns del {name}")  # and its link with it, a little later
         for machine in self._machines.values():
             machine.wait()
+        links = Path("/sys/class/net")
+        until(lambda: not list(links.glob(f"{_link(0)[:-1]}*")), 20, "the end of the hosts' links")  # the kernel's time
         if Path("/sys/class/net", _BRIDGE).exists():
             do(f"ip link del {_BRIDGE}")
         shutil.rmtree(_ROOT, ignore_errors=True)

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ _STAYS = re.compile(
 
 Value = TypeVar("Value")
 _limit: ContextVar[float | None] = ContextVar("limit", default=None)
+_given_up = threading.Event()
 
 
 @contextmanager
@@ -46,6 +48,16 @@ def limited(seconds: float) -> Iterator[None]:
         _limit.reset(token)
 
 
+@contextmanager
+def until_given_up() -> Iterator[Callable[[], None]]:
+    """Yields what to call, from any thread, when storage is known to be gone: until the block's end nobody in this
+    process waits for it any more."""
+    try:
+        yield _given_up.set
+    finally:
+        _given_up.clear()
+
+
 def is_limited() -> bool:
     """Whether this is inside a `limited` block."""
     return _limit.get() is not None
@@ -54,6 +66,8 @@ def is_limited() -> bool:
 def seconds() -> float:
     """How long storage is waited for here and now. `ConfigError` if the environment's value is no number."""
     limit = _limit.get()
+    if _given_up.is_set():
+        return 0.0
     if limit is not None:
         return limit
     given = os.environ.get(VARIABLE, "")
@@ -73,14 +87,14 @@ def patiently(doing: str, attempt: Callable[[], Value]) -> Value:
     is; every other `OSError` becomes a `StorageError`, at once or when patience is over. The log says when waiting
     begins and how it ended.
     """
-    patience, began, pause, waiting = seconds(), time.monotonic(), _FIRST_PAUSE_S, False
+    began, pause, waiting = time.monotonic(), _FIRST_PAUSE_S, False
     while True:
         try:
             value = attempt()
         except (FileNotFoundError, FileExistsError, StorageError):
             raise
         except OSError as error:
-            waited = time.monotonic() - began
+            waited, patience = time.monotonic() - began, seconds()
             if not may_pass(error):
                 raise StorageError(f"cannot {doing}: {reason(error)}; mend that, and {_CARRIES_ON}") from error
             if waited >= patience:

@@ -270,8 +270,9 @@ def _say_start(console: Console, sweep: study.Study, pending: int, taken: int, l
 
 
 def _shown(results: Results, name: str) -> str:
-    place = results.folder.path(name).rstrip("/") if results.folder.is_local else f"{results.folder.uri}/{name}"
-    return os.path.relpath(place) if results.folder.is_local else place
+    if not results.folder.is_local:
+        return results.folder.child(name).uri if name else results.folder.uri
+    return os.path.relpath(results.folder.path(name).rstrip("/"))
 
 
 def _sigma(results: Results, design: Design) -> tuple[float, str]:

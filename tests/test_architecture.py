@@ -23,6 +23,7 @@ SWEEPS_MAY = {
     "lahr.distributed",
     "lahr.files",
     "lahr.machine",
+    "lahr.patience",
     "lahr.options",
     "lahr.data",
     "lahr.training.progress",

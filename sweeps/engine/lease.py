@@ -4,7 +4,8 @@ A second start is refused while the first one lives. A lease goes stale when its
 at once when its process was on this machine and is gone; one from another machine is watched before either is said,
 since clocks differ. A sweep that finds its lease taken over (its machine slept, say) stops as on Ctrl-C, and leaves
 the other's lease alone. Storage that is away for a while ends no sweep: the heart beats again when it is back, if the
-lease is still its own.
+lease is still its own. Storage that is away for longer than anybody waits for it (`lahr.patience`) does, the same way:
+workers would only fail one after another.
 """
 
 import _thread
@@ -17,7 +18,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from lahr import patience
@@ -38,19 +39,31 @@ def held(folder: Folder) -> Iterator[None]:
     me = {"host": socket.gethostname(), "pid": os.getpid(), "owner": uuid.uuid4().hex}
     _take(folder, me, after_a_dead_one=refuse_if_held(folder))
     done = threading.Event()
+    gone: list[OSError] = []
+    """Why storage was given up."""
 
-    def beat() -> None:
+    def beat(give_up: Callable[[], None]) -> None:
+        away_since, patient_s = None, max(patience.seconds(), _STALE_S)
         while not done.wait(_BEAT_S):
-            # A full or slow disk for a moment does not end a sweep. And no beat is late: while it waited for storage,
-            # another sweep may have come.
-            with contextlib.suppress(OSError), patience.limited(0):
-                if _owner(folder) not in (me["owner"], None):
-                    logging.getLogger(__name__).error("another sweep has taken over %s; stopping", folder.uri)
-                    _thread.interrupt_main()
-                    return
-                folder.write(_NAME, _beat(me))
+            try:
+                # At once or not at all, for a beat that had waited could come after another sweep's.
+                with patience.limited(0):
+                    if _owner(folder) not in (me["owner"], None):
+                        logging.getLogger(__name__).error("another sweep has taken over %s; stopping", folder.uri)
+                        break
+                    folder.write(_NAME, _beat(me))
+                away_since = None
+            except OSError as error:  # a full or slow disk for a moment does not end a sweep
+                away_since = away_since or time.monotonic()
+                if time.monotonic() - away_since > patient_s:
+                    logging.getLogger(__name__).error("stopping: %s", error)
+                    gone.append(error)
+                    give_up()
+                    break
+        else:
+            return
+        _thread.interrupt_main()
 
-    heart = threading.Thread(target=beat, daemon=True)
     ignored = (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread()
     )
@@ -58,17 +71,23 @@ def held(folder: Folder) -> Iterator[None]:
         ignored
     ):  # a job that a shell started in the background: it could not be interrupted, by us or by `kill -INT`
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    heart.start()
-    try:
-        yield
-    finally:
-        done.set()
-        heart.join()
-        if ignored:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-        with contextlib.suppress(OSError), patience.limited(_LET_GO_S):  # else it goes stale
-            if _owner(folder) == me["owner"]:
-                folder.remove(_NAME)
+    with patience.until_given_up() as give_up:
+        heart = threading.Thread(target=beat, args=(give_up,), daemon=True)
+        heart.start()
+        try:
+            yield
+        except Exception as error:
+            if gone:  # Ray fails in ways of its own then
+                raise gone[0] from error
+            raise
+        finally:
+            done.set()
+            heart.join()
+            if ignored:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            with contextlib.suppress(OSError), patience.limited(_LET_GO_S):  # else it goes stale
+                if _owner(folder) == me["owner"]:
+                    folder.remove(_NAME)
 
 
 def _take(folder: Folder, me: dict[str, Any], after_a_dead_one: bool) -> None:

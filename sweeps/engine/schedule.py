@@ -371,7 +371,7 @@ class _Ears(tune.Callback):
         silent = time.monotonic() - self._heard
         if silent > _SILENT_S:
             self._heard = time.monotonic()
-            why = f"{cluster.wanting(self._runtime)}; waiting for machines" if fitting < 1 else "Ctrl-C ends it"
+            why = f"{cluster.wanting(self._runtime)}; waiting for machines" if fitting < 1 else "still waiting"
             _log.warning("no trial has reported for %.0f s: %s", silent, why)
 
     def let_go(self) -> None:

@@ -10,6 +10,7 @@ import pytest
 from tests.chaos.here import Here
 from tests.chaos.report import write
 from tests.chaos.sweeps import trials
+from tests.cluster.conftest import cluster as cluster  # the fixture
 
 ROWS = Path(os.environ.get("LAHR_CHAOS", ".tmp/chaos"))
 

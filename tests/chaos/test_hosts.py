@@ -12,43 +12,14 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.chaos.sweeps import CHECKPOINTS, OPTIONS, STEPS, Running, disturbances, newest_checkpoints, trials
+from tests.chaos.stage import Stage
+from tests.chaos.sweeps import CHECKPOINTS, STEPS, Running, disturbances, newest_checkpoints, trials
 from tests.cluster.namespaces import until
-from tests.cluster.on_prem import OnPrem
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 INTERVAL = STEPS // CHECKPOINTS
 KILLS = int(os.environ.get("KILLS", "20"))
 SAME = "every trial finished, bit for bit as undisturbed"
-
-
-class Stage:
-    """The cluster, and sweeps on it."""
-
-    def __init__(self, cluster: OnPrem, logs) -> None:
-        self.cluster, self.hosts, self._logs = cluster, cluster.hosts, logs
-
-    def start(self, name: str, options: str = "--seeds 1") -> Running:
-        """Starts a sweep, or goes on with it, from the head."""
-        log = self._logs / f"{name}-{time.time_ns()}"
-        command = self.cluster.sweep(name, f"{OPTIONS} {options}")
-        process = self.hosts.start(1, command, log)
-        return Running(process, log, self.cluster.results(name), time.monotonic())
-
-    def whole(self, seconds: float = 240) -> None:
-        """Waits until all hosts are in the cluster again."""
-        until(lambda: self.cluster.nodes() == len(self.hosts.all), seconds, self.cluster.log)
-
-    def with_workers(self, among: tuple[int, ...] = (2, 3)) -> int:
-        """A host on which a trial trains."""
-        busy: list[int] = []
-
-        def found() -> bool:
-            busy[:] = [host for host in among if self.hosts.pids(host, "RayTrainWorker")]
-            return bool(busy)
-
-        until(found, 60, "a host with a training worker")
-        return busy[0]
 
 
 @pytest.fixture(scope="module")
@@ -72,17 +43,15 @@ def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., Runnin
     )
     for host in stage.hosts.all:
         stage.hosts.kill(host, "factorial.py")
-    stage.whole()
 
 
-def _disturb(stage, undisturbed, row, name, fault, break_it, mend) -> None:
+def _disturb(stage, undisturbed, row, name, fault, break_it, options) -> None:
     expected, usual = undisturbed
-    running = stage.start(name.removeprefix("test_"))
+    stage.whole()
+    running = stage.start(name, options)
     running.until_finished(3)
     running = break_it(running) or running
     seconds = running.wait()
-    if mend:
-        mend()
     assert trials(running.results) == expected
     counted = disturbances(running.results)
     assert counted["most"] <= INTERVAL
@@ -113,10 +82,7 @@ def test_the_sweep_script(stage, disturbed):
     def fault(running: Running) -> Running:
         assert stage.hosts.kill(1, "factorial.py")
         running.process.wait()
-        newest = newest_checkpoints(running.results)
-        again = stage.start("the_sweep_script")
-        again.newest = newest
-        return again
+        return stage.start("the_sweep_script")
 
     disturbed("kill -9 the sweep script, and the same command again", fault)
 
@@ -135,7 +101,9 @@ def test_a_worker_host(stage, disturbed):
         lost.append(stage.with_workers())
         stage.hosts.lose(lost[0])
 
-    disturbed("a whole worker host lost, with its disk", fault, lambda: stage.hosts.restore(lost[0]))
+    disturbed("a whole worker host lost, with its disk", fault)
+    stage.hosts.restore(lost[0])
+    stage.cluster.up()  # an empty machine is set up by nothing else
 
 
 def test_a_host_cut_off(stage, disturbed):
@@ -163,7 +131,7 @@ def test_a_hang(stage, disturbed):
     def fault(running: Running) -> None:
         assert stage.hosts.kill(stage.with_workers((1, 2, 3)), "RayTrainWorker", signal.SIGSTOP)
 
-    disturbed("a training worker stopped (SIGSTOP), with --hang-after 60", fault)
+    disturbed("a training worker stopped (SIGSTOP), with --hang-after 60", fault, "--seeds 1 --hang-after 60")
 
 
 def test_preemption(stage, disturbed):
@@ -171,11 +139,13 @@ def test_preemption(stage, disturbed):
 
     def fault(running: Running) -> None:
         host = stage.with_workers()
-        drain = (
-            "ray drain-node --node-id $(cat /tmp/ray/node-id) --reason DRAIN_NODE_REASON_PREEMPTION "
-            "--reason-message test --deadline-remaining-seconds 60"
+        newest = newest_checkpoints(running.results)
+        stage.hosts.run(
+            host,
+            "cd ~/lahr && .venv/bin/ray drain-node --address 10.78.0.1:6379 --reason DRAIN_NODE_REASON_PREEMPTION "
+            "--reason-message test --deadline-remaining-seconds 60",
         )
-        stage.hosts.run(host, drain)
+        until(lambda: newest_checkpoints(running.results) != newest, 30, "a checkpoint")
 
     disturbed("a preemption notice of 60 s", fault)
 
@@ -217,8 +187,7 @@ def test_random_kills(stage, undisturbed, row):
 def _strike(stage: Stage, what: str, chance: random.Random) -> bool:
     host = chance.choice((2, 3))
     if what == "host":
-        stage.hosts.lose(host)
-        stage.hosts.restore(host)
+        stage.hosts.reboot(host)
         return True
     pattern = {
         "worker": "RayTrainWorker",

@@ -89,7 +89,7 @@ def test_a_file_that_is_missing_or_there_is_for_the_caller_to_judge(kind):
 
 
 def test_patience_ends_with_the_reason_and_what_to_do(monkeypatch):
-    """Seen to fail: a last pause beyond the end; the advice of a full disk for all."""
+    """Seen to fail: the advice of a full disk for all."""
     monkeypatch.setenv("LAHR_STORAGE_PATIENCE", "0.1")
     for number, advice in ((errno.ENOSPC, "make room there"), (errno.EIO, "once it answers again")):
         with pytest.raises(StorageError, match=f"cannot write it: {os.strerror(number)} .after 0 s.*{advice}"):

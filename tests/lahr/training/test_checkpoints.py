@@ -1,4 +1,4 @@
-"""Checkpoints: what is damaged is passed over and said, and nothing half-written is believed; on disks and in stores."""
+"""Checkpoints: what is damaged is passed over and said, and nothing half-written is believed, on a disk and in S3."""
 
 import hashlib
 import json
@@ -68,7 +68,10 @@ DAMAGE = {
     "manifest a list": (written("manifest.json", b"[1, 2]"), "its manifest names no"),
     "manifest a number": (written("manifest.json", b"7"), "its manifest names no"),
     "manifest names nothing": (written("manifest.json", b"{}"), "its manifest names no"),
-    "manifest of numbers": (written("manifest.json", b'{"state.json": 1, "x.json": 2}'), "state.json is damaged"),
+    "manifest of numbers": (
+        written("manifest.json", b'{"state.json": 1, "state.safetensors": 2}'),
+        "state.json is damaged",
+    ),
     "manifest of others": (
         written("manifest.json", b'{"state.json": "", "../x.json": ""}'),
         "no file of a checkpoint",
@@ -196,7 +199,7 @@ def test_what_a_killed_writer_left_goes_at_the_next_save_and_never_counts(tmp_pa
 
 
 def test_storage_that_is_away_is_no_damage(object_store, tmp_path, monkeypatch):
-    """Walking back to an older checkpoint would throw work away. Seen to fail: with a StorageError among the problems."""
+    """Walking back to an older one would throw work away. Seen to fail: with a StorageError among the problems."""
     folder = Folder.at(object_store.uri(tmp_path.name))
     for step in (5, 10):
         checkpoints.save(folder, at(step))
@@ -212,7 +215,7 @@ def test_storage_that_is_away_is_no_damage(object_store, tmp_path, monkeypatch):
 
     for name in ("step-10/manifest.json", "step-10/state.safetensors", "step-10/state.json"):
         monkeypatch.setattr(Folder, "read", away_from(name))
-        with patience.limited(0), pytest.raises(StorageError, match="503|SLOW_DOWN"):
+        with patience.limited(0), pytest.raises(StorageError, match=r"503|SLOW_DOWN"):
             checkpoints.newest(folder, "f")
         object_store.says = None
 

@@ -1,21 +1,18 @@
-"""The results folder: pending, finished, other designs, reuse and the lease."""
+"""The results folder: pending, finished, damaged, other designs and reuse; on a disk, a full one and in S3."""
 
-import json
-import os
-import signal
-import time
+import io
 from dataclasses import replace
 
 import pandas as pd
 import pytest
 
-from lahr.errors import ConfigError
-from lahr.files import Folder
+from lahr import patience
+from lahr.errors import ConfigError, StorageError
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
-from sweeps.engine import lease
 from sweeps.engine.design import Factor
 from sweeps.engine.results import Recorder, Results, result_of
+from tests.conftest import fill
 
 ABOUT = {"preset": "smoke", "data": {"corpus": "x", "floor": None}}
 
@@ -34,8 +31,8 @@ def record(results: Results, design, trial, **kind) -> None:
 
 
 @pytest.fixture
-def results(tmp_path, make_design) -> Results:
-    made = Results.at(str(tmp_path), "sweep")
+def results(place, make_design) -> Results:
+    made = Results.at(place.uri, "sweep")
     made.begin(make_design(), Runtime(), ABOUT, {})
     return made
 
@@ -60,7 +57,7 @@ def test_a_recorded_trial_is_no_longer_pending_and_stands_in_the_table(results, 
     assert row["tokens_per_second"] == row["tokens"] / row["seconds"]
     assert row["pairing"] == "ab12"
     assert list(results.curves([trial.id])[trial.id]["step"]) == [12, 24]
-    pd.testing.assert_frame_equal(pd.read_parquet(results.folder.path("trials.parquet")), table)
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(results.folder.read("trials.parquet"))), table)
 
 
 def test_a_diverged_trial_is_a_result_without_a_loss(results, make_design):
@@ -111,11 +108,11 @@ def test_another_design_under_the_same_name_is_refused_and_changes_nothing(resul
     assert results.folder.read("design.json") == before
 
 
-def test_finished_trials_of_the_same_id_are_taken_over(results, make_design, tmp_path):
+def test_finished_trials_of_the_same_id_are_taken_over(results, make_design, place):
     design = make_design()
     record(results, design, design.trials()[1])
     larger = make_design(factors=(Factor("mod", "mod_capacity", 1.0, (0.25, 0.5)), *design.factors[1:]))
-    other = Results.at(str(tmp_path), "larger")
+    other = Results.at(place.uri, "larger")
     other.begin(larger, Runtime(), ABOUT, {})
     assert other.take_over(results, larger) == 1
     assert other.table(larger)["trial"].tolist() == [design.trials()[1].id]
@@ -154,64 +151,82 @@ def test_a_folder_without_a_sweep_and_a_damaged_one_are_said(tmp_path, results):
         results.design()
 
 
-def test_a_living_sweep_keeps_others_out_and_lets_go_at_the_end(tmp_path):
-    folder = Folder.at(tmp_path)
-    with lease.held(folder), pytest.raises(ConfigError, match="another sweep is running"), lease.held(folder):
-        pytest.fail("two sweeps hold one folder")
-    assert folder.names() == []
+DAMAGED = {
+    "result cut": ("result.json", b'{"trial": "b'),
+    "result empty": ("result.json", b""),
+    "result a list": ("result.json", b"[]"),
+    "result of nothing": ("result.json", b"{}"),
+    "result without a number": ("result.json", b'{"trial": "%s", "status": "finished", "val_loss": "3.0"}'),
+    "result of another trial": ("result.json", b'{"trial": "x", "status": "finished", "val_loss": 3.0}'),
+    "curve cut": ("metrics.parquet", b"PAR1 and then nothing"),
+    "curve empty": ("metrics.parquet", b""),
+    "no curve": ("metrics.parquet", None),
+}
 
 
-def test_a_dead_sweeps_lease_is_taken_at_once_and_a_silent_ones_after_a_while(tmp_path):
-    folder = Folder.at(tmp_path)
-    dead = {"host": os.uname().nodename, "pid": 2**22 + 1, "owner": "x", "time": time.time()}
-    folder.write("lease.json", json.dumps(dead).encode())
-    with lease.held(folder):
-        pass
-    elsewhere = {**dead, "host": "another", "time": time.time() - 5}
-    folder.write("lease.json", json.dumps(elsewhere).encode())
-    with pytest.raises(ConfigError, match="on another, heard"), lease.held(folder):
-        pass
-    folder.write("lease.json", json.dumps({**elsewhere, "time": time.time() - 60}).encode())
-    with lease.held(folder):
-        pass
+@pytest.mark.parametrize(("name", "content"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_trial_counts_as_not_finished_and_is_said(results, make_design, caplog, name, content):
+    """Its checkpoint replays it. Seen to fail: a traceback of table() or curves(), for each of them."""
+    design = make_design()
+    good, bad = design.trials()[:2]
+    for trial in (good, bad):
+        record(results, design, trial)
+    if content is None:
+        results.folder.remove(f"trials/{bad.id}/{name}")
+    else:
+        results.folder.write(f"trials/{bad.id}/{name}", content.replace(b"%s", bad.id.encode()))
+    again = Results(results.folder)  # of another start
+    assert bad in again.pending(design)
+    assert again.finished() == {good.id}
+    assert again.table(design)["trial"].tolist() == [good.id]
+    (warning,) = caplog.records
+    assert f"trials/{bad.id}" in warning.getMessage() and "counts as not finished" in warning.getMessage()
+    record(again, design, bad)
+    assert again.table(design)["trial"].tolist() == [good.id, bad.id]
 
 
-@pytest.mark.parametrize("start", [signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
-def test_a_sweep_that_lost_its_lease_stops_and_leaves_the_others_alone(tmp_path, monkeypatch, start):
-    """Its machine slept, say. Seen to fail: it overwrote the other's lease, and removed it at the end; and one that a
-    shell had started in the background, with Ctrl-C ignored, went on."""
-    before = signal.signal(signal.SIGINT, start)
-    try:
-        _lose_the_lease(tmp_path, monkeypatch)
-        assert signal.getsignal(signal.SIGINT) == start
-    finally:
-        signal.signal(signal.SIGINT, before)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda header: [], "is not a sweep's"),
+        (lambda header: header | {"starts": {}}, "is not a sweep's"),
+        (lambda header: header | {"design": []}, "is not a sweep's"),
+        (lambda header: header | {"design": {}}, "is damaged"),
+        (lambda header: header | {"design": header["design"] | {"factors": 3}}, "is damaged"),
+        (lambda header: header | {"design": header["design"] | {"config": []}}, "is damaged"),
+        (lambda header: header | {"design": header["design"] | {"seeds": "x"}}, "is damaged"),
+        (lambda header: header | {"runtime": {"device": 3}}, "is damaged"),
+    ],
+)
+def test_a_design_of_another_type_is_named(results, change, said):
+    """Seen to fail: a TypeError or KeyError of each."""
+    results.folder.write_json("design.json", change(results.header()))
+    with pytest.raises(ConfigError, match=rf"sweep/design.json {said}.*; restore it, or remove it and run again"):
+        _ = results.design().cells(), results.runtime()
 
 
-def _lose_the_lease(tmp_path, monkeypatch):
-    monkeypatch.setattr(lease, "_BEAT_S", 0.05)
-    folder = Folder.at(tmp_path)
-    theirs = {"host": "another", "pid": 1, "owner": "them", "time": time.time()}
-
-    def sleep_too_long() -> None:
-        time.sleep(0.2)
-        assert folder.read_json("lease.json")["pid"] == os.getpid()
-        folder.write("lease.json", json.dumps(theirs).encode())
-        time.sleep(5)
-
-    with pytest.raises(KeyboardInterrupt), lease.held(folder):
-        sleep_too_long()
-    assert folder.read_json("lease.json") == theirs
+def test_a_damaged_reason_is_no_traceback(results, make_design):
+    trial = make_design().trials()[0]
+    results.folder.write(f"trials/{trial.id}/failure.json", b"{")
+    (failure,) = results.failures(make_design())
+    assert "failure.json is damaged" in failure["error"]
 
 
-def test_of_two_starts_at_once_one_holds_the_lease(tmp_path, monkeypatch):
-    """Both have seen that nobody holds it; the slower one is refused."""
-    folder = Folder.at(tmp_path)
-    real, checks = lease.refuse_if_held, []
-    monkeypatch.setattr(lease, "refuse_if_held", lambda f: checks.append(1) or (len(checks) > 1 and real(f)))
-    monkeypatch.setattr(Folder, "remove", lambda self, name: None)
-    other = {"host": "another", "pid": 1, "owner": "them", "time": time.time()}
-    folder.write("lease.json", json.dumps(other).encode())
-    with pytest.raises(ConfigError, match="another sweep is running"), lease.held(folder):
-        pytest.fail("two sweeps hold one folder")
-    assert folder.read_json("lease.json") == other
+def test_a_full_disk_ends_in_a_clear_error_and_the_same_calls_go_through_once_there_is_room(
+    small_disk, make_design
+):
+    """Earlier results stay. Seen to fail: an OSError without advice, and a curve's temporary file left behind."""
+    design, results = make_design(), Results.at(str(small_disk), "sweep")
+    results.begin(design, Runtime(), ABOUT, {})
+    first, second = design.trials()[:2]
+    record(results, design, first)
+    before = results.table(design)
+    filler = fill(small_disk)
+    with patience.limited(0.1), pytest.raises(StorageError, match=r"No space left on device.*make room there"):
+        record(results, design, second)
+    pd.testing.assert_frame_equal(Results(results.folder).table(design), before)
+    assert Results(results.folder).pending(design)[0] == second
+    filler.unlink()
+    record(results, design, second)
+    assert len(Results(results.folder).table(design)) == 2
+    assert not list(small_disk.rglob("*.tmp"))

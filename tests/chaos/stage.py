@@ -1,0 +1,40 @@
+"""Sweeps on the cluster of hosts, to be disturbed."""
+
+import time
+from pathlib import Path
+
+from tests.chaos.sweeps import OPTIONS, Running
+from tests.cluster.namespaces import until
+from tests.cluster.on_prem import OnPrem
+
+
+class Stage:
+    """The cluster, and sweeps on it."""
+
+    def __init__(self, cluster: OnPrem, logs: Path) -> None:
+        self.cluster, self.hosts, self._logs = cluster, cluster.hosts, logs
+
+    def start(self, name: str, options: str = "--seeds 1") -> Running:
+        """Starts a sweep, or goes on with it, from the head."""
+        log = self._logs / f"{name}-{time.time_ns()}"
+        process = self.hosts.start(1, self.cluster.sweep(name, f"{OPTIONS} {options}"), log)
+        return Running(process, log, self.cluster.results(name), time.monotonic())
+
+    def whole(self, seconds: float = 240) -> None:
+        """Waits until all hosts are in the cluster again."""
+        until(lambda: self.cluster.nodes() == len(self.hosts.all), seconds, self.cluster.log)
+
+    def with_workers(self, among: tuple[int, ...] = (2, 3)) -> int:
+        """A host on which a trial trains."""
+        busy: list[int] = []
+
+        def found() -> bool:
+            busy[:] = [host for host in among if self.hosts.pids(host, "RayTrainWorker")]
+            return bool(busy)
+
+        until(found, 120, "a host with a training worker")
+        return busy[0]
+
+    def strike(self, host: int, pattern: str) -> None:
+        """Ends the host's processes whose command line has the pattern, as soon as there is one."""
+        until(lambda: self.hosts.kill(host, pattern), 120, f"a process {pattern} on host {host}")

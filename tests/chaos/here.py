@@ -51,9 +51,12 @@ class Here:
 
 
 def kill_9(running: Running) -> None:
-    """The script alone, as a crash would take it."""
+    """The script alone, as a crash would take it. Its Ray follows within seconds, and is waited for: until then workers
+    go on, and write checkpoints."""
+    left = below(running.process.pid, "")
     running.process.kill()
     running.process.wait()
+    until(lambda: not any(map(lives, left)), 120, "the end of the sweep's Ray")
 
 
 def ctrl_c(running: Running) -> None:
@@ -77,6 +80,14 @@ def below(parent: int, title: str) -> list[int]:
                 if title in Path("/proc", str(pid), "cmdline").read_text():
                     found.append(pid)
     return found
+
+
+def lives(pid: int) -> bool:
+    """Whether there is such a process, and it is more than an entry in the table."""
+    try:
+        return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def strike(running: Running, title: str) -> int:

@@ -33,16 +33,21 @@ def disk_at() -> Iterator[Callable[[Path, str], Path]]:
         subprocess.run(["umount", "--lazy", folder], check=True)
 
 
-@pytest.fixture(params=["checkpoint", "result"])
-def full(request, here: Here, disk_at, row):
-    """A sweep, and the disk under what it writes: under all of it, or under its trials' results alone."""
+DISKS = {"checkpoint": ("checkpoints", "32m"), "result": ("trials", "1m"), "file": ("", "96m")}
+"""What is being written when there is no room: the folder that is a disk of its own, and its size. Under all of the
+sweep, whatever comes first finds it full: its curves, the configuration of the next trial, a checkpoint."""
+
+
+@pytest.fixture
+def full(request, here: Here, disk_at):
+    """A sweep's name, its place, its disk, and what is being written there."""
+    folder, size = DISKS[request.param]
     name = f"disk-{request.node.name.partition('[')[0].removeprefix('test_')}-{request.param}"
     place = here.folder / f"place-{name}"
-    if request.param == "checkpoint":
-        return name, place, disk_at(place, "96m"), "while a checkpoint is written"
-    return name, place, disk_at(place / name / "trials", "1m"), "while a result is written"
+    return name, place, disk_at(place / name / folder, size), f"while a {request.param} is written"
 
 
+@pytest.mark.parametrize("full", DISKS, indirect=True)
 def test_no_room_until_the_end(full, here, alone, row):
     """Seen to fail:"""
     name, place, disk, when = full
@@ -75,6 +80,7 @@ def test_no_room_until_the_end(full, here, alone, row):
     )
 
 
+@pytest.mark.parametrize("full", ["checkpoint", "result"], indirect=True)
 def test_room_made_in_time(full, here, alone, row):
     """Seen to fail:"""
     name, place, disk, when = full

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from tests.chaos.sweeps import OPTIONS, Running
+from tests.chaos.sweeps import OPTIONS, Running, newest_checkpoints
 from tests.cluster.namespaces import until
 from tests.cluster.on_prem import OnPrem
 
@@ -24,15 +24,17 @@ class Stage:
         """Waits until all hosts are in the cluster again."""
         until(lambda: self.cluster.nodes() == len(self.hosts.all), seconds, self.cluster.log)
 
-    def with_workers(self, among: tuple[int, ...] = (2, 3)) -> int:
-        """A host on which a trial trains."""
+    def with_workers(self, running: Running, among: tuple[int, ...] = (2, 3)) -> int:
+        """A host on which a trial is well on its way, as far as its first checkpoint at least."""
         busy: list[int] = []
 
         def found() -> bool:
-            busy[:] = [host for host in among if self.hosts.pids(host, "RayTrainWorker")]
-            return bool(busy)
+            everywhere = [host for host in self.hosts.all if self.hosts.pids(host, "RayTrainWorker")]
+            busy[:] = [host for host in everywhere if host in among]
+            begun = [step for step in newest_checkpoints(running.results).values() if step > 0]
+            return bool(busy) and len(begun) >= len(everywhere)
 
-        until(found, 120, "a host with a training worker")
+        until(found, 120, "a host with a trial on its way")
         return busy[0]
 
     def strike(self, host: int, pattern: str) -> None:

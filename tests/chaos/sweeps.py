@@ -12,7 +12,7 @@ import pandas as pd
 
 from tests.cluster.namespaces import until
 
-CHECKPOINTS, STEPS = 20, 240
+CHECKPOINTS, STEPS = 40, 480
 """In a trial: a checkpoint every twelve steps."""
 OPTIONS = (
     f"--preset smoke --train.tokens {STEPS * 256} --train.batch-size 2 --train.checkpoints {CHECKPOINTS} "

@@ -64,13 +64,14 @@ def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., None]]
 
 def test_a_training_worker(stage, disturbed):
     def fault(running: Running) -> None:
-        assert stage.hosts.kill(stage.with_workers((1, 2, 3)), "RayTrainWorker")
+        assert stage.hosts.kill(stage.with_workers(running, (1, 2, 3)), "RayTrainWorker")
 
     disturbed("kill -9 a training worker", fault)
 
 
 def test_a_trial_driver(stage, disturbed):
     def fault(running: Running) -> None:
+        stage.with_workers(running, (1, 2, 3))
         assert stage.hosts.kill(1, r"ImplicitFunc")
 
     disturbed("kill -9 a trial driver (of all launches at once)", fault)
@@ -78,6 +79,7 @@ def test_a_trial_driver(stage, disturbed):
 
 def test_the_sweep_script(stage, disturbed):
     def fault(running: Running) -> Running:
+        stage.with_workers(running, (1, 2, 3))
         assert stage.hosts.kill(1, "factorial.py")
         running.process.wait()
         return stage.start("the_sweep_script")
@@ -87,7 +89,7 @@ def test_the_sweep_script(stage, disturbed):
 
 def test_a_raylet(stage, disturbed):
     def fault(running: Running) -> None:
-        assert stage.hosts.kill(stage.with_workers(), r"raylet/raylet")
+        assert stage.hosts.kill(stage.with_workers(running), r"raylet/raylet")
 
     disturbed("kill -9 a host's raylet", fault)
 
@@ -96,7 +98,7 @@ def test_a_worker_host(stage, disturbed):
     lost: list[int] = []
 
     def fault(running: Running) -> None:
-        lost.append(stage.with_workers())
+        lost.append(stage.with_workers(running))
         stage.hosts.lose(lost[0])
 
     disturbed("a whole worker host lost, with its disk", fault)
@@ -106,7 +108,7 @@ def test_a_worker_host(stage, disturbed):
 
 def test_a_host_cut_off(stage, disturbed):
     def fault(running: Running) -> None:
-        host = stage.with_workers()
+        host = stage.with_workers(running)
         stage.hosts.cut(host)
         time.sleep(60)
         stage.hosts.mend(host)
@@ -116,6 +118,7 @@ def test_a_host_cut_off(stage, disturbed):
 
 def test_the_head_host(stage, disturbed):
     def fault(running: Running) -> Running:
+        stage.with_workers(running)
         stage.hosts.lose(1)
         running.process.wait()
         stage.hosts.restore(1)
@@ -127,7 +130,7 @@ def test_the_head_host(stage, disturbed):
 
 def test_a_hang(stage, disturbed):
     def fault(running: Running) -> None:
-        assert stage.hosts.kill(stage.with_workers((1, 2, 3)), "RayTrainWorker", signal.SIGSTOP)
+        assert stage.hosts.kill(stage.with_workers(running, (1, 2, 3)), "RayTrainWorker", signal.SIGSTOP)
 
     disturbed("a training worker stopped (SIGSTOP), with --hang-after 60", fault, "--seeds 1 --hang-after 60")
 
@@ -136,7 +139,7 @@ def test_preemption(stage, disturbed):
     """A notice of 60 s: a checkpoint at once, and the trial goes on elsewhere."""
 
     def fault(running: Running) -> None:
-        host = stage.with_workers()
+        host = stage.with_workers(running)
         newest = newest_checkpoints(running.results)
         stage.hosts.run(
             host,

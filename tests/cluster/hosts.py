@@ -113,7 +113,9 @@ class Hosts:
         for machine in self._machines.values():
             machine.wait()
         links = Path("/sys/class/net")
-        until(lambda: not list(links.glob(f"{_link(0)[:-1]}*")), 20, "the end of the hosts' links")  # the kernel's time
+        until(
+            lambda: not list(links.glob(f"{_link(0)[:-1]}*")), 20, "the end of the hosts' links"
+        )  # the kernel's time
         if Path("/sys/class/net", _BRIDGE).exists():
             do(f"ip link del {_BRIDGE}")
         shutil.rmtree(_ROOT, ignore_errors=True)

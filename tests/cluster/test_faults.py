@@ -23,7 +23,7 @@ def test_kills_and_a_lost_host_change_no_result(cluster: OnPrem, tmp_path: Path)
 
     running = stage.start("disturbed")
     running.until_finished(1)
-    stage.strike(stage.with_workers((1, 2, 3)), "RayTrainWorker")
+    stage.strike(stage.with_workers(running, (1, 2, 3)), "RayTrainWorker")
     running.until_finished(2)
     stage.strike(1, "ImplicitFunc")
     running.until_finished(3)

@@ -122,10 +122,11 @@ def test_the_head_host(stage, disturbed):
         stage.hosts.lose(1)
         running.process.wait()
         stage.hosts.restore(1)
+        stage.cluster.down()  # else `ray up` takes the empty machine for the head that it set up before
         stage.cluster.up()
         return stage.start("the_head_host")
 
-    disturbed("the head host lost; `ray up` and the same command again", fault)
+    disturbed("the head host lost; `ray down`, `ray up` and the same command again", fault)
 
 
 def test_a_hang(stage, disturbed):

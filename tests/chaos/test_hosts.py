@@ -9,11 +9,12 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import pytest
 
 from tests.chaos.stage import Stage
-from tests.chaos.sweeps import CHECKPOINTS, STEPS, Running, disturbances, newest_checkpoints, trials
+from tests.chaos.sweeps import CHECKPOINTS, STEPS, Fault, Running, disturbances, newest_checkpoints, trials
 from tests.cluster.namespaces import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
@@ -28,40 +29,37 @@ def stage(cluster, tmp_path_factory) -> Stage:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(stage) -> tuple[dict, float]:
+def undisturbed(stage) -> SimpleNamespace:
     """What the sweep comes to, and the seconds it takes."""
     running = stage.start("undisturbed")
     seconds = running.wait()
-    return trials(running.results), seconds
+    return SimpleNamespace(results=trials(running.results), seconds=seconds)
 
 
 @pytest.fixture
-def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., Running]]:
-    """`disturbed(fault, name, break_it, *mend)`: a sweep that `break_it` disturbs once three trials are finished."""
-    yield lambda fault, break_it, mend=None: _disturb(
-        stage, undisturbed, row, request.node.name, fault, break_it, mend
-    )
+def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., None]]:
+    """`disturbed(fault, break_it, options)`: a sweep that `break_it` disturbs once three trials are finished."""
+
+    def disturb(fault: str, break_it: Fault, options: str = "--seeds 1") -> None:
+        stage.whole()
+        running = stage.start(request.node.name.removeprefix("test_"), options)
+        running.until_finished(3)
+        running = break_it(running) or running
+        seconds = running.wait()
+        assert trials(running.results) == undisturbed.results
+        counted = disturbances(running.results)
+        assert counted["most"] <= INTERVAL
+        row(
+            fault,
+            SAME,
+            restarts=counted["restarts"],
+            steps_done_again=f"{counted['repeated']} (an interval is {INTERVAL})",
+            seconds=f"{seconds:.0f} from the last start, {undisturbed.seconds:.0f} undisturbed",
+        )
+
+    yield disturb
     for host in stage.hosts.all:
         stage.hosts.kill(host, "factorial.py")
-
-
-def _disturb(stage, undisturbed, row, name, fault, break_it, options) -> None:
-    expected, usual = undisturbed
-    stage.whole()
-    running = stage.start(name, options)
-    running.until_finished(3)
-    running = break_it(running) or running
-    seconds = running.wait()
-    assert trials(running.results) == expected
-    counted = disturbances(running.results)
-    assert counted["most"] <= INTERVAL
-    row(
-        fault,
-        SAME,
-        restarts=counted["restarts"],
-        steps_done_again=f"{counted['repeated']} (an interval is {INTERVAL})",
-        seconds=f"{seconds:.0f} from the last start, {usual:.0f} undisturbed",
-    )
 
 
 def test_a_training_worker(stage, disturbed):
@@ -153,7 +151,7 @@ def test_preemption(stage, disturbed):
 def test_random_kills(stage, undisturbed, row):
     """Workers, drivers, raylets, whole hosts and the script itself, at random moments, until so many are done."""
     chance = random.Random(20261126)
-    expected, _ = undisturbed
+    expected = undisturbed.results
     done: dict[str, int] = {}
     sweeps = 0
     began = time.monotonic()

@@ -109,9 +109,11 @@ class Hosts:
     def _remove(self) -> None:
         for name in re.findall(r"^lahr\d+", do("ip netns list"), re.MULTILINE):
             end(name)
-            do(f"ip netns del {name}")  # and its link with it
+            do(f"ip netns del {name}")  # and its link with it, a little later
         for machine in self._machines.values():
             machine.wait()
+        links = Path("/sys/class/net")
+        until(lambda: not list(links.glob(f"{_link(0)[:-1]}*")), 20, "the end of the hosts' links")  # the kernel's time
         if Path("/sys/class/net", _BRIDGE).exists():
             do(f"ip link del {_BRIDGE}")
         shutil.rmtree(_ROOT, ignore_errors=True)
@@ -183,7 +185,7 @@ class Hosts:
         do(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", disk / "key"])
         files = {
             "home/.bashrc": f"export PATH={sys.base_prefix}/bin:$PATH\n"
-            f"export RAY_OVERRIDE_RESOURCES='{{\"CPU\": {self.cpus}}}'\n",
+            f"export RAY_OVERRIDE_RESOURCES='{{\"CPU\": {self.cpus}}}' RAY_worker_niceness=0\n",
             "sshd_config": f"HostKey {disk}/key\nPidFile none\nUsePAM no\nPermitRootLogin prohibit-password\n",
             "hosts": "127.0.0.1 localhost\n" + "".join(f"{self.address(h)} {_name(h)}\n" for h in self.all),
             "boot": _BOOT.format(disk=disk, home=_home(), venv=sys.prefix, python=sys.base_prefix, name=name),

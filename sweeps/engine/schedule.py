@@ -137,6 +137,8 @@ def _refuse_a_dead_address(address: str) -> None:
 def _no_ray(address: str, error: Exception) -> ConfigError:
     said = str(error).strip()
     reason = said.splitlines()[0] if said else type(error).__name__
+    if address == "local":
+        return ConfigError(f"Ray could not be started on this machine ({reason}); is it overloaded? Try again")
     if "ersion mismatch" in said:
         return ConfigError(
             f"the Ray at {address!r} is of another version ({' '.join(said.split())}); install the same lock file on "

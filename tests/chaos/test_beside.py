@@ -96,7 +96,7 @@ def assert_only(first: Running, expected: dict) -> None:
 
 
 def test_the_same_sweep_started_while_it_runs(here: Here, alone, row):
-    """Seen to fail:"""
+    """Seen to fail: an empty line before the refusal."""
     expected, _ = alone
     first = here.start("twice")
     first.until_finished(2, 600)
@@ -114,7 +114,7 @@ def test_the_same_sweep_started_while_it_runs(here: Here, alone, row):
 
 
 def test_the_same_sweep_started_twice_at_once(here: Here, alone, row):
-    """Seen to fail:"""
+    """Seen to fail: an empty line before the refusal."""
     expected, usual = alone
     both = [here.start("at-once"), here.start("at-once")]
     until(lambda: any(each.process.poll() is not None for each in both), 120, both[0].said)

@@ -49,7 +49,7 @@ def full(request, here: Here, disk_at):
 
 @pytest.mark.parametrize("full", DISKS, indirect=True)
 def test_no_room_until_the_end(full, here, alone, row):
-    """Seen to fail:"""
+    """Seen to fail: ends in Ray's and Python's tracebacks, where the relay does not take the error of storage."""
     name, place, disk, when = full
     expected, usual = alone
     running = here.start(name, place=place, LAHR_STORAGE_PATIENCE="5")

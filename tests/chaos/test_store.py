@@ -95,7 +95,7 @@ def until_told(running: Running, count: int) -> None:
 
 
 def test_a_store_that_answers_503_for_a_while(here: Here, alone, object_store, row, tmp_path):
-    """Seen to fail:"""
+    """Seen to fail: ends with the first 503, without patience."""
     expected, usual = alone
     place = object_store.uri("away")
     running = here.start("away", place=place)

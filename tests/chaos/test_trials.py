@@ -70,7 +70,11 @@ def is_memory(trial: str) -> bool:
 
 @pytest.mark.parametrize("how", FAULTS)
 def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row, tmp_path: Path):
-    """Seen to fail:"""
+    """Held, the interpreter answers nobody: such an attempt is only counted, and not heard of before the last.
+
+    Seen to fail: the last line was one of the source, or the reason without the attempts, broken at 80 columns; a page
+    of Ray's for each worker that died.
+    """
     fault, attempts, why = FAULTS[how]
     expected, usual = alone
     (tmp_path / "sitecustomize.py").write_text(SITE.format(at=AT, fault=fault))

@@ -16,14 +16,14 @@ import time
 
 from ray.job_submission import JobDetails, JobSubmissionClient
 
-from lahr.errors import ConfigError, check
+from lahr.errors import ConfigError, StorageError, check
 from lahr.files import Folder
 from lahr.options import fail
 
 _DASHBOARD = "http://127.0.0.1:8265"
 FETCHED = ".fetched"
 """Folder of the project on the head where what is to be fetched is laid."""
-_KEPT = ("design.json", "trials.parquet", "report", "tensorboard")
+_FILES = ("design.json", "trials.parquet")
 
 
 def _jobs(client: JobSubmissionClient, name: str) -> list[JobDetails]:
@@ -43,6 +43,8 @@ def start(client: JobSubmissionClient, name: str, argv: list[str]) -> int:
         entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {script}",
         submission_id=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
         metadata={"sweep": name},
+        # Ray ends a job that is to stop with SIGTERM, and three seconds later for good: too soon for last words.
+        runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}},
     )
     return 0
 
@@ -81,13 +83,12 @@ def fetch(name: str, results: str) -> int:
     sweep, here = Folder.at(results).child(name), Folder.at(FETCHED).child(name)
     check(sweep.exists("report"), f"{sweep.uri} holds no report yet")
     here.remove("")
-    waiting = list(_KEPT)
-    while waiting:
-        path = waiting.pop()
-        below = sweep.names(path)
-        waiting += [f"{path}/{one}" for one in below]
-        if not below and sweep.exists(path):
-            here.write(path, sweep.read(path))
+    for name in [
+        *(one for one in _FILES if sweep.exists(one)),
+        *sweep.files("report"),
+        *sweep.files("tensorboard"),
+    ]:
+        here.write(name, sweep.read(name))
     return 0
 
 
@@ -108,5 +109,5 @@ def main(argv: list[str]) -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
-    except ConfigError as error:
+    except (ConfigError, StorageError) as error:
         fail(error)

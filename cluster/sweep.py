@@ -35,6 +35,7 @@ from sweeps.engine.options import Options
 COMMANDS = ("run", "stop", "fetch", "down")
 _PROJECT = Path(__file__).parents[1]
 _HOME = "~/lahr"
+_SSH = ("BatchMode=yes", "ConnectTimeout=10", "IdentitiesOnly=yes", "StrictHostKeyChecking=accept-new")
 _TOKEN = "auth_token"  # mounted by `ray up`, and none of the project's files
 
 
@@ -68,9 +69,9 @@ def _redirected(target: int) -> Iterator[None]:
 class Cluster:
     """A cluster that `ray up` has started, as its YAML describes it."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, reach: bool) -> None:
         self.path = path
-        problems = problems_of(path, reach=True)
+        problems = problems_of(path, reach)
         check(not problems, f"{path}: {'; '.join(problems)}")
         self.config: dict[str, Any] = yaml.safe_load(Path(path).read_text())
         check(
@@ -101,28 +102,26 @@ class Cluster:
         """Copies a file, or what is in a folder, to the head, or from it."""
         source, target = (remote, local) if down else (local, remote)
         slash = "/" if down or Path(local).is_dir() else ""
+        if down:
+            Path(local).mkdir(parents=True, exist_ok=True)
         with quietly(f"copy {source} to {target}"):
             if not down:
                 sdk.run_on_cluster(self.path, cmd=f"mkdir -p {remote if slash else remote.rpartition('/')[0]}")
             sdk.rsync(self.path, source=source + slash, target=target + slash, down=down)
 
-    def down(self) -> None:
-        """Ends the cluster: `ray down`, and Ray on workers of one's own, which that leaves running."""
+    def down(self) -> int:
+        """Ends the cluster: `ray down`, and Ray on workers of one's own, which it leaves running; 1 if one is left."""
         sdk.teardown_cluster(self.path)
+        left = 0
         auth = self.config["auth"]
         for host in self.config["provider"].get("worker_ips", ()):
             key = ["-i", os.path.expanduser(auth["ssh_private_key"])] if "ssh_private_key" in auth else []
-            where = [
-                "ssh",
-                *key,
-                "-o",
-                "BatchMode=yes",
-                "-o",
-                "StrictHostKeyChecking=no",
-                f"{auth['ssh_user']}@{host}",
-            ]
+            ways = [word for way in _SSH for word in ("-o", way)]
+            where = ["ssh", *key, *ways, f"{auth['ssh_user']}@{host}"]
             done = subprocess.run([*where, f"{_HOME}/.venv/bin/ray stop"], capture_output=True, text=True)
-            print(f"{host}: {'stopped' if done.returncode == 0 else done.stderr.strip()}")
+            print(f"{host}: {'stopped' if done.returncode == 0 else f'not stopped: {done.stderr.strip()}'}")
+            left += done.returncode != 0
+        return 1 if left else 0
 
 
 def with_data(options: Options, argv: Sequence[str], cluster: Cluster) -> list[str]:
@@ -143,11 +142,11 @@ def main(argv: list[str]) -> int:
     path, command, *rest = argv
     options = parse(Options, rest, Options.of, f"python cluster/sweep.py {path} {command}")
     check(options.command == "run", f"{options.command} is no command here; {usage}")
-    cluster, name = Cluster(path), options.sweep_name
+    # Only to start with are all machines needed: with one of them lost a sweep is still to be stopped or fetched.
+    cluster, name = Cluster(path, reach=command == "run"), options.sweep_name
     sdk.configure_logging(log_style="record", color_mode="false", verbosity=-1)
     if command == "down":
-        cluster.down()
-        return 0
+        return cluster.down()
     if command == "stop":
         return cluster.on_head("stop", name)
     status = 0

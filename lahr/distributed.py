@@ -121,7 +121,7 @@ def _unfit(launch: Launch) -> str | None:
         for config in launch.trials.values():
             require(config, launch.runtime)
             _data(launch, config)
-    except (ConfigError, StorageError) as error:
+    except (ConfigError, OSError) as error:  # OSError: of this machine's own cache, too
         return f"{socket.gethostname()}: {error}"
     return launch.demands.unmet()
 
@@ -153,8 +153,7 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
     try:
         for record in train(config, _data(launch, config), launch.runtime, folder, warnings, watch):
             reporter.add({"trial": trial, "progress": record.to_json()}, flush=record.status != "running")
-        if _is_first():
-            attempt.done()
+        from_first(attempt.done)
     except (Superseded, StorageError):
         raise
     except Exception:

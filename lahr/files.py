@@ -113,6 +113,17 @@ class Folder:
 
         return self._patiently("list", name, listed)
 
+    def files(self, name: str = "") -> list[str]:
+        """The files in the folder `name` and in all folders below it, as names below this one, sorted."""
+
+        def listed(filesystem: fs.FileSystem, path: str) -> list[str]:
+            below = filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True, recursive=True))
+            start = len(path.rstrip("/")) + 1
+            inside = [info.path[start:] for info in below if info.type == fs.FileType.File]
+            return sorted(f"{name}/{one}" if name else one for one in inside)
+
+        return self._patiently("list", name, listed)
+
     def read(self, name: str) -> bytes:
         """The file's bytes; `FileNotFoundError` if it is not there."""
 

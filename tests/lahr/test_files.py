@@ -225,3 +225,13 @@ def test_a_store_is_opened_once_in_a_process_and_a_folder_stays_a_plain_value(ob
         "a fork has its own"
     )
     assert pickle.loads(pickle.dumps(folder)) == folder
+
+
+def test_files_are_those_of_all_folders_below(place):
+    """Seen to fail with folders among them, and with names from the filesystem's root."""
+    folder = place
+    for name in ("a.txt", "x/b.txt", "x/y/c.txt", "z/d.txt"):
+        folder.write(name, b"1")
+    assert folder.files() == ["a.txt", "x/b.txt", "x/y/c.txt", "z/d.txt"]
+    assert folder.files("x") == ["x/b.txt", "x/y/c.txt"]
+    assert folder.files("nowhere") == []

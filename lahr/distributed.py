@@ -20,6 +20,7 @@ import ray.train
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from lahr import patience
 from lahr.config import TrialConfig
 from lahr.data import TokenData, fetch
 from lahr.errors import ConfigError, StorageError, check
@@ -33,6 +34,7 @@ from lahr.training.runtime import Runtime, require
 from lahr.training.watch import Watch
 
 _REPORT_EVERY_S = 2.0
+_LAST_WORDS_S = 5.0
 _ASKED_EVERY_S = 2.0
 """How often a worker that is alone asks whether its machine is about to be taken away."""
 _ASKED_IN_ALL = 500
@@ -93,7 +95,7 @@ def fit(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
             storage_path=storage,
             callbacks=callbacks,
             # Each trial has its own attempts, counted on storage; this bound only ends a group that never comes up.
-            failure_config=ray.train.FailureConfig(max_failures=DEATHS * (1 + len(launch.trials))),
+            failure_config=ray.train.FailureConfig(max_failures=100 + DEATHS * len(launch.trials)),
         ),
     ).fit()
 
@@ -143,7 +145,13 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
     if isinstance(attempt, str):
         reporter.add({"trial": trial, "failed": attempt}, flush=True)
         return
-    watchdog = Watchdog(launch.hang_after, lambda said: attempt.failed(said) if _is_first() else None)
+
+    def hung(said: str) -> None:
+        if _is_first():
+            with patience.limited(_LAST_WORDS_S):
+                attempt.failed(said)
+
+    watchdog = Watchdog(launch.hang_after, hung)
     warnings: list[str] = []
 
     def resumed(step: int) -> None:
@@ -151,9 +159,10 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
 
     watch = _Watch(attempt, watchdog, resumed, config)
     try:
-        for record in train(config, _data(launch, config), launch.runtime, folder, warnings, watch):
-            reporter.add({"trial": trial, "progress": record.to_json()}, flush=record.status != "running")
-        from_first(attempt.done)
+        with patience.showing_life(watchdog.alive):
+            for record in train(config, _data(launch, config), launch.runtime, folder, warnings, watch):
+                reporter.add({"trial": trial, "progress": record.to_json()}, flush=record.status != "running")
+            from_first(attempt.done)
     except (Superseded, StorageError):
         raise
     except Exception:

@@ -35,6 +35,7 @@ _STAYS = re.compile(
 
 Value = TypeVar("Value")
 _limit: ContextVar[float | None] = ContextVar("limit", default=None)
+_alive: ContextVar[Callable[[], None]] = ContextVar("alive", default=lambda: None)
 _given_up = threading.Event()
 
 
@@ -56,6 +57,16 @@ def until_given_up() -> Iterator[Callable[[], None]]:
         yield _given_up.set
     finally:
         _given_up.clear()
+
+
+@contextmanager
+def showing_life(alive: Callable[[], None]) -> Iterator[None]:
+    """Inside the block (and this thread) `alive` is called while storage is waited for: who waits does not hang."""
+    token = _alive.set(alive)
+    try:
+        yield
+    finally:
+        _alive.reset(token)
 
 
 def is_limited() -> bool:
@@ -103,6 +114,7 @@ def patiently(doing: str, attempt: Callable[[], Value]) -> Value:
             if not waiting and not is_limited():  # else it is short, and its caller says what came of it
                 _log().warning("cannot %s: %s; waiting up to %.0f s", doing, reason(error), patience)
             waiting = True
+            _alive.get()()
             time.sleep(min(pause, patience - waited))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         else:

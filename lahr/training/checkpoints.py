@@ -24,7 +24,7 @@ import torch.distributed as dist
 from lahr.errors import StorageError, check
 from lahr.files import TEMPORARY, Folder
 from lahr.training import shards
-from lahr.training.parallel import first_says
+from lahr.training.parallel import from_first, together
 from lahr.training.progress import Progress
 
 WEIGHTS = "model."
@@ -79,17 +79,21 @@ def save_sharded(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[],
     What is no DTensor, `meta` and `may_write` are the first process's. Raises `ConfigError` on every process where the
     others' files are not in the folder that the first one sees.
     """
-    place, first = f"step-{checkpoint.step}", dist.get_rank() == 0
-    if first:
-        _begin(folder, place, may_write)
-    dist.barrier()
+    place = f"step-{checkpoint.step}"
+    # What fails on one process is raised on all: a process that went on alone would wait for the others for ever.
+    from_first(lambda: _begin(folder, place, may_write))
+    written = together(lambda: shards.write(folder.child(place), checkpoint.kept_tensors()))
     hashes: list[dict[str, str]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(hashes, shards.write(folder.child(place), checkpoint.kept_tensors()))
+    dist.all_gather_object(hashes, written)
     manifest = {name: digest for part in hashes for name, digest in part.items()}
-    unseen = sorted(manifest.keys() - set(folder.names(place))) if first else []
-    if first and not unseen:
-        _finish(folder, checkpoint, manifest, may_write)
-    unseen = first_says(unseen)
+
+    def finish() -> list[str]:
+        unseen = sorted(manifest.keys() - set(folder.names(place)))
+        if not unseen:
+            _finish(folder, checkpoint, manifest, may_write)
+        return unseen
+
+    unseen = from_first(finish)
     check(
         not unseen,
         f"the first process does not see {', '.join(unseen)} in {folder.uri}, so the processes write to different "
@@ -147,8 +151,7 @@ def newest_sharded(
     folder: Folder, fingerprint: str, into: dict[str, torch.Tensor]
 ) -> tuple[Checkpoint | None, list[str]]:
     """`newest` for all processes together: the first one chooses, each fills its parts of `into`. Collective."""
-    chosen = newest(folder, fingerprint, with_tensors=False) if dist.get_rank() == 0 else (None, [])
-    found, problems = first_says(chosen)
+    found, problems = from_first(lambda: newest(folder, fingerprint, with_tensors=False))
     if found is None:
         return None, problems
     return replace(found, tensors=shards.read(folder.child(f"step-{found.step}"), into)), problems

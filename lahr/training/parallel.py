@@ -97,3 +97,19 @@ def from_first(make: Callable[[], Value]) -> Value:
     if raised is not None:
         raise raised
     return value  # type: ignore[return-value]
+
+
+def together(make: Callable[[], Value]) -> Value:
+    """What `make` gives on this process; where it raises on one of them, what it raised there, on all; collective."""
+    made: tuple[Value | None, Exception | None] = (None, None)
+    try:
+        made = make(), None
+    except Exception as error:
+        made = None, error
+    raised: list[Exception | None] = [made[1]]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        raised = [None] * dist.get_world_size()
+        dist.all_gather_object(raised, made[1])
+    if any(raised):
+        raise next(filter(None, raised))
+    return made[0]  # type: ignore[return-value]

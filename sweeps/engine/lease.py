@@ -76,8 +76,10 @@ def held(folder: Folder) -> Iterator[None]:
         heart.start()
         try:
             yield
+            if gone:  # it ended as on Ctrl-C, which it was not
+                raise gone[0]
         except Exception as error:
-            if gone:  # Ray fails in ways of its own then
+            if gone and error is not gone[0]:  # Ray fails in ways of its own then
                 raise gone[0] from error
             raise
         finally:

@@ -108,3 +108,12 @@ def test_a_patience_that_is_no_number_is_refused(given, monkeypatch):
     monkeypatch.setenv("LAHR_STORAGE_PATIENCE", given)
     with pytest.raises(ConfigError, match=r"LAHR_STORAGE_PATIENCE is .*; it must be a number of seconds"):
         patience.seconds()
+
+
+def test_who_waits_shows_life():
+    """Seen to fail: a worker that waited for storage for longer than --hang-after was ended as hung."""
+    calls: list[int] = []
+    with patience.showing_life(lambda: calls.append(1)):
+        patience.patiently("read x", failing(os_error(errno.EIO), os_error(errno.EIO)))
+    patience.patiently("read x", failing(os_error(errno.EIO)))
+    assert len(calls) == 2

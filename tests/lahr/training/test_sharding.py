@@ -348,9 +348,10 @@ def test_four_go_on_from_two_past_a_damaged_shard_and_all_say_so(runs, tmp_path)
     ran = run_jobs({"four": four}, 4, tmp_path / "jobs", runs.cache)
     for each in ran["four"]:
         assert_same(each.records, runs.alone[FULL])
-        damaged, missing = each.warnings
+        damaged, missing, then = each.warnings
         assert damaged == f"checkpoint step-12 is not used: {shard} is damaged (its sha256 is not the manifest's)"
         assert missing.startswith("checkpoint step-9 is not used") and shard in missing
+        assert then == "it goes on from step 6"
     # What four have left is whole again, for one.
     assert_same(list(train(config, runs.data, Runtime(), Folder.at(place))), runs.alone[FULL])
     ours, theirs = tensors(place, config, runs.data.content_hash), runs.tensors(f"alone/{FULL}")
@@ -375,7 +376,7 @@ def test_a_sharded_run_that_diverges_ends_on_every_process_and_is_a_result(runs)
         assert [ran.records[-1].status for ran in runs.two[name]] == ["diverged", "diverged"]
     first, again = runs.two["diverged"][0].records, runs.two["diverged again"][0].records
     assert [r.to_json() for r in again] == [r.to_json() for r in first]
-    (left,) = (runs.place / "diverged").iterdir()
+    (left,) = (runs.place / "diverged").glob("step-*")
     for shard in left.glob("shard-*.safetensors"):
         with safe_open(shard, "pt") as file:
             assert all(name.startswith("model.") for name in file.keys())  # noqa: SIM118

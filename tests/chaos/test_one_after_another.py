@@ -8,15 +8,11 @@ from tests.chaos.stage import Stage
 from tests.chaos.sweeps import CHECKPOINTS, STEPS, disturbances, trials
 from tests.cluster.on_prem import OnPrem
 
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 
 
 def test_kills_and_a_lost_host_change_no_result(cluster: OnPrem, tmp_path: Path):
-    """A worker, a driver, the script, a raylet and a host with its disk, each once; `make chaos` has each alone.
-
-    Seen to fail with one checkpoint a trial (more than an interval was done again), and with results that had been
-    damaged by hand.
-    """
+    """A worker, a driver, the script, a raylet and a host with its disk, each once; test_hosts.py has each alone."""
     stage = Stage(cluster, tmp_path)
     undisturbed = stage.start("undisturbed")
     undisturbed.wait()

@@ -50,19 +50,19 @@ class Here:
         self._running.clear()
 
 
-def kill_9(running: Running) -> None:
-    """The script alone, as a crash would take it. Its Ray follows within seconds, and is waited for: until then workers
+def kill_9(script: subprocess.Popen) -> None:
+    """The script alone, as a crash would take it. Its workers follow within seconds, and are waited for: until then they
     go on, and write checkpoints."""
-    left = below(running.process.pid, "")
-    running.process.kill()
-    running.process.wait()
-    until(lambda: not any(map(lives, left)), 120, "the end of the sweep's Ray")
+    left = below(script.pid, "RayTrainWorker")
+    script.kill()
+    script.wait()
+    until(lambda: not any(map(lives, left)), 60, "the end of the sweep's workers")
 
 
-def ctrl_c(running: Running) -> None:
+def ctrl_c(script: subprocess.Popen) -> None:
     """To the whole process group, as a terminal does."""
-    os.killpg(running.process.pid, signal.SIGINT)
-    assert running.process.wait(timeout=120) == 130, running.said()
+    os.killpg(script.pid, signal.SIGINT)
+    assert script.wait(timeout=120) == 130
 
 
 def below(parent: int, title: str) -> list[int]:

@@ -29,7 +29,7 @@ def cut(here: Here, name: str, end: Callable) -> tuple[Path, int]:
         running = here.start(name)
         until(partial(halfway, running), 600, running.said)
         assert running.process.poll() is None, running.said()
-        end(running)
+        end(running.process)
         whole = {t: step for t, step in newest_checkpoints(running.results).items() if step >= 2 * INTERVAL}
         if whole:
             trial, step = next(iter(whole.items()))

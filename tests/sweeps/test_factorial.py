@@ -16,6 +16,7 @@ from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps import factorial
 from sweeps.engine.results import Results
+from tests.chaos.here import kill_9
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -222,7 +223,8 @@ def newest_of_a_running_trial(folder: Path) -> Path | None:
 def test_a_sweep_ended_by_kill_9_goes_on_where_it_was(place, tmp_path, tiny_data, cache):
     """The script is killed in the middle, with its Ray, and a trial's newest checkpoint is damaged; the same command
     finishes, and says so. Nothing finished runs twice, and every trial's loss is bit-identical to that of the same
-    trial trained alone, undisturbed, in this process."""
+    trial trained alone, undisturbed, in this process. Seen to fail without waiting for the killed sweep's workers,
+    which wrote a newer checkpoint."""
     place = [*place, "--seeds", "1", "--train.tokens", "32000", "--train.checkpoints", "20"]
     command = [sys.executable, str(ROOT / "sweeps/factorial.py"), *place]
     environment = {**os.environ, "RAY_ADDRESS": ""}
@@ -233,7 +235,7 @@ def test_a_sweep_ended_by_kill_9_goes_on_where_it_was(place, tmp_path, tiny_data
             assert script.poll() is None, "the sweep ended before it could be killed"
             assert time.monotonic() < until, "no trial finished in time"
             time.sleep(0.05)
-        script.kill()
+        kill_9(script)
     finished = {path: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
     assert 2 <= len(finished) < 8, "the sweep was not killed in the middle"
     damaged = newest_of_a_running_trial(folder)

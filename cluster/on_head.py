@@ -2,6 +2,7 @@
 
     python cluster/on_head.py start NAME [options of sweeps/factorial.py]
     python cluster/on_head.py follow NAME
+    python cluster/on_head.py status NAME
     python cluster/on_head.py stop NAME
     python cluster/on_head.py fetch NAME RESULTS
 
@@ -14,7 +15,7 @@ import shlex
 import sys
 import time
 
-from ray.job_submission import JobDetails, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from lahr.errors import ConfigError, StorageError, check
 from lahr.files import Folder
@@ -23,6 +24,7 @@ from lahr.options import fail
 _DASHBOARD = "http://127.0.0.1:8265"
 FETCHED = ".fetched"
 """Folder of the project on the head where what is to be fetched is laid."""
+RUNNING, NEVER = "running", "never started"
 _FILES = ("design.json", "trials.parquet")
 
 
@@ -33,11 +35,7 @@ def _jobs(client: JobSubmissionClient, name: str) -> list[JobDetails]:
 
 
 def start(client: JobSubmissionClient, name: str, argv: list[str]) -> int:
-    """Starts the sweep, unless it runs already."""
-    running = [job.submission_id for job in _jobs(client, name) if not job.status.is_terminal()]
-    if running:
-        print(f"{name} is running already ({running[0]})")
-        return 0
+    """Starts the sweep."""
     script = shlex.join([sys.executable, "sweeps/factorial.py", *argv])
     client.submit_job(
         entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {script}",
@@ -62,9 +60,27 @@ def follow(client: JobSubmissionClient, name: str) -> int:
     asyncio.run(tail())
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(0.5)
-    if info.driver_exit_code is None:  # it never began, or its head was lost
+    if info.driver_exit_code is None and info.status != JobStatus.STOPPED:  # it never began, or its head was lost
         print(f"{info.status}: {info.message}", file=sys.stderr)
-    return info.driver_exit_code if info.driver_exit_code is not None else 1
+    return _exit_status(info)
+
+
+def _exit_status(job: JobDetails) -> int:
+    if job.status == JobStatus.STOPPED:  # of which Ray keeps no exit status: as after Ctrl-C
+        return 130
+    return 1 if job.driver_exit_code is None else job.driver_exit_code
+
+
+def status(client: JobSubmissionClient, name: str) -> int:
+    """Prints whether the sweep runs, or its exit status; 1 where there is none."""
+    jobs = _jobs(client, name)
+    if any(not job.status.is_terminal() for job in jobs):
+        print(RUNNING)
+    elif jobs:
+        print(_exit_status(jobs[0]))
+    else:
+        print(NEVER)
+    return 0
 
 
 def stop(client: JobSubmissionClient, name: str) -> int:
@@ -101,9 +117,9 @@ def main(argv: list[str]) -> int:
         client = JobSubmissionClient(_DASHBOARD)
     except Exception as error:
         raise ConfigError(f"Ray's dashboard does not answer on the head ({error}); run `ray up` first") from error
-    return (
-        start(client, name, rest) if command == "start" else {"follow": follow, "stop": stop}[command](client, name)
-    )
+    if command == "start":
+        return start(client, name, rest)
+    return {"follow": follow, "status": status, "stop": stop}[command](client, name)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 from check import check as problems_of
 from click import ClickException
-from on_head import FETCHED
+from on_head import FETCHED, RUNNING
 from ray.autoscaler import sdk
 
 from lahr.errors import ConfigError, check
@@ -79,17 +79,21 @@ class Cluster:
             f"{path} is a {self.config.get('kind')}; start it with kubectl apply -f {path}",
         )
 
-    def on_head(self, *command: str) -> int:
-        """Runs `cluster/on_head.py` on the head, its output here; its exit status."""
+    def on_head(self, *command: str) -> bool:
+        """Runs `cluster/on_head.py` on the head, its output here; whether it went well, all that Ray tells of it."""
         there = shlex.join([".venv/bin/python", "cluster/on_head.py", *command])
         try:
             sdk.run_on_cluster(self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}")
-        except ClickException as error:
-            status = re.search(r"exit(?: code|ed with status)? (\d+)", str(error))
-            return int(status[1]) if status else 1
-        except subprocess.CalledProcessError as error:
-            return error.returncode
-        return 0
+        except (ClickException, subprocess.CalledProcessError):
+            return False
+        return True
+
+    def answer(self, *command: str) -> str:
+        """What `cluster/on_head.py` prints on the head for a question."""
+        there = shlex.join([".venv/bin/python", "cluster/on_head.py", *command])
+        with quietly("ask the head"):
+            said = sdk.run_on_cluster(self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}", with_output=True)
+        return (said.decode() if isinstance(said, bytes) else said or "").strip().rpartition("\n")[2].strip()
 
     def copy_project(self) -> None:
         """Copies the project's files to the head, as they are now; workers get the code from there."""
@@ -129,7 +133,9 @@ def with_data(options: Options, argv: Sequence[str], cluster: Cluster) -> list[s
     there = list(argv)
     for option, place in (("--data.corpus", options.data.corpus), ("--data.tokenizer", options.data.tokenizer)):
         if Path(place).exists():
-            remote = f"data/{Path(place).resolve().name}"
+            # A place of its own for each, by a name that needs no quoting.
+            kind = option.rpartition(".")[2]
+            remote = f"data/{kind}/{re.sub(r'[^A-Za-z0-9._-]', '_', Path(place).resolve().name)}"
             cluster.copy(place, f"{_HOME}/{remote}")
             there += [option, remote]
     return there
@@ -148,19 +154,23 @@ def main(argv: list[str]) -> int:
     if command == "down":
         return cluster.down()
     if command == "stop":
-        return cluster.on_head("stop", name)
+        return 0 if cluster.on_head("stop", name) else 2
     status = 0
     if command == "run":
-        cluster.copy_project()
-        if started := cluster.on_head("start", name, *with_data(options, rest, cluster), "--name", name):
-            return started
+        if cluster.answer("status", name) == RUNNING:  # its code is not to change under it
+            print(f"{name} is running already; following it")
+        else:
+            cluster.copy_project()
+            if not cluster.on_head("start", name, *with_data(options, rest, cluster), "--name", name):
+                return 2
         try:
-            status = cluster.on_head("follow", name)
+            if not cluster.on_head("follow", name):
+                status = int(cluster.answer("status", name))
         except KeyboardInterrupt:
             print(f"\nthe sweep goes on; to follow it again:\n  {shlex.join(['python', *sys.argv])}")
             return 130
-    if fetched := cluster.on_head("fetch", name, options.results):
-        return status or fetched
+    if not cluster.on_head("fetch", name, options.results):
+        return status or 2
     cluster.copy(f"results/{name}", f"{_HOME}/{FETCHED}/{name}", down=True)
     print(f"report: results/{name}/report/report.md")
     return status

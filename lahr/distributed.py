@@ -125,7 +125,8 @@ def _unfit(launch: Launch) -> str | None:
             _data(launch, config)
     except (ConfigError, OSError) as error:  # OSError: of this machine's own cache, too
         return f"{socket.gethostname()}: {error}"
-    return launch.demands.unmet()
+    unmet = launch.demands.unmet()
+    return unmet and f"{socket.gethostname()} {unmet}"
 
 
 def _data(launch: Launch, config: TrialConfig) -> TokenData:

@@ -6,13 +6,15 @@ one that fails for good is a `StorageError`, but for `FileNotFoundError`, which 
 """
 
 import contextlib
+import errno
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pyarrow import fs
@@ -23,6 +25,7 @@ from lahr.errors import ConfigError, check
 TEMPORARY = ".tmp"
 """How names of files end that were never finished: a writer that was killed leaves them."""
 _PROBE_S = 3.0
+_PIECE = 8 << 20
 
 Value = TypeVar("Value")
 
@@ -140,7 +143,32 @@ class Folder:
             with filesystem.open_output_stream(path) as stream:
                 stream.write(data)
 
-        self._patiently("write", name, (lambda _, path: _replace_on_disk(path, data)) if self.is_local else put)
+        def replace(_: fs.FileSystem, path: str) -> None:
+            _replace_on_disk(path, lambda file: file.write(data))
+
+        self._patiently("write", name, replace if self.is_local else put)
+
+    def copy_in(self, name: str, source: Path) -> None:
+        """`write` of a file of this machine, which need not fit into memory."""
+
+        def put(filesystem: fs.FileSystem, path: str) -> None:
+            with open(source, "rb") as file, filesystem.open_output_stream(path) as stream:
+                shutil.copyfileobj(file, stream, _PIECE)
+
+        def replace(_: fs.FileSystem, path: str) -> None:
+            with open(source, "rb") as file:
+                _replace_on_disk(path, lambda target: shutil.copyfileobj(file, target, _PIECE))
+
+        self._patiently("write", name, replace if self.is_local else put)
+
+    def copy_out(self, name: str, target: Path) -> None:
+        """Makes or overwrites the local file `target` with the file `name`, which need not fit into memory."""
+
+        def get(filesystem: fs.FileSystem, path: str) -> None:
+            with filesystem.open_input_stream(path) as stream, open(target, "wb") as file:
+                shutil.copyfileobj(stream, file, _PIECE)
+
+        self._patiently("read", name, get)
 
     def write_new(self, name: str, data: bytes) -> bool:
         """Makes the file `name`, whole; False if it is there already. Two that try at once: on a disk one succeeds,
@@ -153,7 +181,7 @@ class Folder:
         temporary = f"{name}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
         self.write(temporary, data)
         try:
-            self._patiently("write", name, lambda _, path: os.link(self.path(temporary), path))
+            self._patiently("write", name, lambda _, path: _link(self.path(temporary), path))
         except FileExistsError:
             # An NFS server may have made it and its answer been lost: then it is this one's second name.
             return os.stat(self.path(temporary)).st_nlink == 2
@@ -202,12 +230,23 @@ class Folder:
         check(as_written, f"{self.uri} does not give back what is written to it; give another place")
 
 
-def _replace_on_disk(path: str, data: bytes) -> None:
+def _link(temporary: str, path: str) -> None:
+    """A second name of a file, or where the disk has none (FAT, SMB, some FUSE) a copy that nobody else has made."""
+    try:
+        os.link(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        with open(temporary, "rb") as source, open(path, "xb") as target:
+            shutil.copyfileobj(source, target)
+
+
+def _replace_on_disk(path: str, fill: Callable[[BinaryIO], object]) -> None:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     temporary = f"{path}.{uuid.uuid4().hex[:8]}{TEMPORARY}"
     try:
         with open(temporary, "wb") as file:
-            file.write(data)
+            fill(file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

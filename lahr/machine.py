@@ -2,7 +2,6 @@
 
 import os
 import platform
-import socket
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -56,23 +55,23 @@ class Demands:
         return Demands(results.uri, nonce, versions())
 
     def unmet(self) -> str | None:
-        """Why this machine cannot take part; None where it can."""
-        here, mine = socket.gethostname(), versions()
+        """Why this machine cannot take part, to stand after its name; None where it can."""
+        mine = versions()
         other = [
             f"{name} {mine[name]} (the driver has {want})"
             for name, want in self.versions.items()
             if mine[name] != want
         ]
         if other:
-            return f"{here} has {', '.join(other)}; install the same lock file on every machine"
+            return f"has {', '.join(other)}; install the same lock file on every machine"
         place = Folder.at(self.results)
         try:
             seen = place.read(_MARKER).decode() if place.exists(_MARKER) else None
         except StorageError as error:
-            return f"{here}: {error}"
+            return str(error)
         if seen != self.nonce:
             return (
-                f"{here} does not see the driver's files in {self.results}, so it is not the same place there; give "
+                "does not see the driver's files in {self.results}, so it is not the same place there; give "
                 "--results a path that every machine shares, or a URI such as s3://…"
             )
         return None

@@ -2,6 +2,7 @@
 
 import functools
 import re
+from urllib.parse import parse_qsl
 
 from pyarrow import fs
 
@@ -44,7 +45,8 @@ def refuse_secrets(uri: str) -> None:
     scheme, _, rest = uri.partition("://")
     base, _, query = rest.partition("?")
     user = re.match(r"[^@/]*(@|:[^@]*@)" if scheme == "s3" else r"[^@/]*:[^@/]*@", base)
-    named = any(_SECRET.search(option.partition("=")[0]) for option in query.split("&"))
+    # `@` in a value: user and password before the host of an endpoint_override
+    named = any(_SECRET.search(name) or "@" in value for name, value in parse_qsl(query, keep_blank_values=True))
     check(
         not user and not named,
         f"the {scheme}:// URI carries credentials, which would then stand in files and logs; take them out, and give "

@@ -21,7 +21,7 @@ def publish(data: TokenData, place: Folder) -> Folder:
         return there
     for path in sorted(data.folder.iterdir()):
         if path.name != _MANIFEST:
-            there.write(path.name, path.read_bytes())
+            there.copy_in(path.name, path)
     there.write(_MANIFEST, manifest)  # last: its presence means that the rest is there
     return there
 
@@ -45,12 +45,13 @@ def _copy(source: Folder, folder: Path) -> None:
         f"the prepared data at {source.uri} cannot be seen from this machine; give --results a path that every machine "
         "shares, or a URI such as s3://…",
     )
+    for left_over in folder.parent.glob(f"{folder.name}.part-*"):
+        shutil.rmtree(left_over)  # of a process that died here: the lock is ours
     part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         for name in source.names():
-            (part / name).write_bytes(source.read(name))
+            source.copy_out(name, part / name)
         if not is_whole(part):
             raise ConfigError(f"the prepared data at {source.uri} is damaged; remove it and start the sweep again")
         if folder.exists():

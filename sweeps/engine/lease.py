@@ -19,6 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from lahr import patience
@@ -36,7 +37,12 @@ _NAME = "lease.json"
 @contextlib.contextmanager
 def held(folder: Folder) -> Iterator[None]:
     """Holds the folder's lease inside the block. `ConfigError` if a living sweep holds it."""
-    me = {"host": socket.gethostname(), "pid": os.getpid(), "owner": uuid.uuid4().hex}
+    me = {
+        "host": socket.gethostname(),
+        "machine": this_machine(),
+        "pid": os.getpid(),
+        "owner": uuid.uuid4().hex,
+    }
     _take(folder, me, after_a_dead_one=refuse_if_held(folder))
     done = threading.Event()
     gone: list[OSError] = []
@@ -132,7 +138,7 @@ def is_held(folder: Folder) -> bool:
 
 def _lives(folder: Folder, lease: dict[str, Any]) -> bool:
     """Whether the lease's sweep does. Of one on another machine its heart alone tells: clocks differ."""
-    if lease["host"] == socket.gethostname():
+    if lease["machine"] == this_machine():
         return not _is_gone(lease) and _age(lease) < _STALE_S
     seconds = min(max(_STALE_S - _age(lease), 2 * _BEAT_S), _STALE_S)
     logging.getLogger(__name__).warning(
@@ -150,7 +156,7 @@ def _lives(folder: Folder, lease: dict[str, Any]) -> bool:
 
 def _is_gone(lease: dict[str, Any]) -> bool:
     """Whether its process was on this machine and is no longer."""
-    return lease["host"] == socket.gethostname() and not _alive(lease["pid"])
+    return lease["machine"] == this_machine() and not _alive(lease["pid"])
 
 
 def _age(lease: dict[str, Any]) -> float:
@@ -175,12 +181,21 @@ def _read(folder: Folder) -> dict[str, Any] | None:
         lease = folder.read_json(_NAME)
         return {
             "host": str(lease["host"]),
+            "machine": str(lease["machine"]),
             "pid": int(lease["pid"]),
             "owner": str(lease["owner"]),
             "time": float(lease["time"]),
         }
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
+
+
+def this_machine() -> str:
+    """Names where a process's number means this process: machines, and containers on one, may have the same name."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):  # Linux
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
 
 
 def _alive(pid: int) -> bool:

@@ -44,7 +44,7 @@ from ray.tune.stopper import Stopper
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lahr import distributed
+from lahr import distributed, patience
 from lahr.distributed import Launch
 from lahr.errors import ConfigError, check
 from lahr.files import Folder
@@ -61,6 +61,8 @@ _HANDED_DOWN = ("LAHR_STORAGE_PATIENCE",)
 _ADDRESS_S = 5.0
 _EXAMINED_S = 60.0
 _LOOK_S, _SILENT_S = 5.0, 60.0
+_FIRST_MACHINE_S = 1800.0
+"""How long a cluster is given to start the first machine that holds a trial: clouds take minutes."""
 _DRIVER_DEATHS = 20
 _WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # also how often Ray Train takes a report; polling costs CPU
@@ -164,32 +166,44 @@ def _restore(environment: Mapping[str, str]) -> None:
 def examine(demands: Demands) -> str:
     """Asks every machine of the cluster whether it can take part; what they are, for the report.
 
-    `ConfigError` names those that cannot, and why.
+    `ConfigError` names those that cannot, and why. One that leaves meanwhile is not counted.
     """
-    look = ray.remote(_look_at_this_machine)
+    look = ray.remote(max_retries=0)(_look_at_this_machine)
     asked = {
         look.options(
             num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(demands): f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        ).remote(demands): node
         for node in ray.nodes()
         if node["Alive"]
     }
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EXAMINED_S)
-    problems = [f"{asked[ref]} did not answer within {_EXAMINED_S:.0f} s" for ref in silent]
+    said = dict.fromkeys(silent, f"did not answer within {_EXAMINED_S:.0f} s")
     kinds: Counter[str] = Counter()
     for ref in answered:
         try:
             why, kind = ray.get(ref)
+            if why:
+                said[ref] = why
+            else:
+                kinds[kind] += 1
         except Exception as error:  # of Ray, of the machine's environment, or of what it has installed
-            why, kind = f"{asked[ref]} cannot run this project: {str(error).strip().splitlines()[-1]}", ""
-        problems += [why] if why else []
-        kinds[kind] += 1
+            said[ref] = f"cannot run this project: {str(error).strip().splitlines()[-1]}"
+    there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    problems = []
+    for ref, why in said.items():
+        node = asked[ref]
+        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+        if node["NodeID"] in there:
+            problems.append(f"{name} {why}")
+        else:
+            _log.warning("%s has left the cluster; going on without it", name)
     check(not problems, "; ".join(problems))
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
 
 
 def _look_at_this_machine(demands: Demands) -> tuple[str | None, str]:
-    return demands.unmet(), processor()
+    with patience.limited(_EXAMINED_S / 2):
+        return demands.unmet(), processor()
 
 
 def run(
@@ -315,7 +329,9 @@ class _Ears(tune.Callback):
         self._runtime, self._concurrency = runtime, concurrency
         self._groups: dict[int, str] = {}
         self._signals: dict[int, Any] | None = None
-        self._heard = self._looked = time.monotonic()
+        self._heard = self._looked = self._began = time.monotonic()
+        self._held = cluster.fitting(runtime) >= 1
+        """Whether the cluster has held a trial yet."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # Tune pickles callbacks into its own state; this one lives in the driver alone
@@ -370,6 +386,14 @@ class _Ears(tune.Callback):
         cluster = machines_now(grows=True)
         fitting = cluster.fitting(self._runtime)
         self._generator.max_concurrent = self._concurrency or max(fitting, 1)
+        self._held |= fitting >= 1
+        if not self._held and time.monotonic() - self._began > _FIRST_MACHINE_S:
+            self.relay.take(
+                {
+                    "refused": f"{cluster.wanting(self._runtime)}; none joined that holds one, "
+                    f"in {_FIRST_MACHINE_S / 60:.0f} minutes. The same command carries on once there is one"
+                }
+            )
         silent = time.monotonic() - self._heard
         if silent > _SILENT_S:
             self._heard = time.monotonic()

@@ -51,8 +51,8 @@ class Here:
 
 
 def kill_9(script: subprocess.Popen) -> None:
-    """The script alone, as a crash would take it. Its workers follow within seconds, and are waited for: until then they
-    go on, and write checkpoints."""
+    """The script alone, as a crash would take it. Its workers follow within seconds, and are waited for: until then
+    they go on, and write checkpoints."""
     left = below(script.pid, "RayTrainWorker")
     script.kill()
     script.wait()

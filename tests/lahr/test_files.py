@@ -1,6 +1,7 @@
 """Folders: files appear whole, names cannot leave, a URI works like a path, and storage that is away is waited for."""
 
 import errno
+import os
 import pickle
 import socket
 import subprocess
@@ -9,7 +10,7 @@ import time
 
 import pytest
 
-from lahr import patience, stores
+from lahr import files, patience, stores
 from lahr.errors import ConfigError, StorageError
 from lahr.files import Folder
 from tests.conftest import fill
@@ -194,6 +195,29 @@ def test_a_place_that_cannot_be_written_to_is_said_within_seconds(object_store, 
         Folder.at(tmp_path / "results").check_writable()
 
 
+def test_a_file_is_made_once_where_the_disk_has_no_hard_links(tmp_path, monkeypatch):
+    """Seen to fail: no sweep could hold its lease there."""
+
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    folder = Folder.at(tmp_path)
+    assert folder.write_new("lease", b"mine")
+    assert not folder.write_new("lease", b"yours")
+    assert folder.read("lease") == b"mine"
+    assert folder.names() == ["lease"]
+
+
+def test_files_go_in_and_out_in_pieces(place, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_PIECE", 1000)
+    (tmp_path / "source").write_bytes(bytes(range(256)) * 20)
+    place.copy_in("x/y", tmp_path / "source")
+    place.copy_out("x/y", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == place.read("x/y") == bytes(range(256)) * 20
+    assert place.names("x") == ["y"]
+
+
 @pytest.mark.parametrize(
     "uri",
     [
@@ -202,6 +226,7 @@ def test_a_place_that_cannot_be_written_to_is_said_within_seconds(object_store, 
         "s3://AKIASECRET@bucket/x",
         "s3://bucket/x?region=eu-west-1&access_key=AKIASECRET&secret_key=hush",
         "s3://bucket/x?session_token=hush",
+        "s3://bucket/x?endpoint_override=http%3A%2F%2FAKIASECRET%3Ahush%40store%3A9000",
         "hdfs://me:hush@host:8020/x",
     ],
 )

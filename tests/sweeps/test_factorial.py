@@ -15,6 +15,7 @@ from lahr.errors import ConfigError
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps import factorial
+from sweeps.engine import lease
 from sweeps.engine.results import Results
 from tests.chaos.here import kill_9
 
@@ -203,7 +204,13 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
 
     (folder / "report/report.md").unlink()
     events = sorted(path.name for path in folder.glob("tensorboard/trials/*/*/events*"))
-    living = {"host": os.uname().nodename, "pid": os.getpid(), "owner": "x", "time": time.time()}
+    living = {
+        "host": "here",
+        "machine": lease.this_machine(),
+        "pid": os.getpid(),
+        "owner": "x",
+        "time": time.time(),
+    }
     (folder / "lease.json").write_text(json.dumps(living))
     again = study("report", *place, "--smallest-effect", "0.5")
     assert again.returncode == 0, again.stderr

@@ -32,6 +32,20 @@ def test_it_is_published_once(tiny_data, tmp_path, monkeypatch):
     assert publish(tiny_data, place) == source
 
 
+def test_neither_way_holds_a_shard_in_memory(tiny_data, tmp_path, monkeypatch):
+    """Seen to fail when shards were read whole. What a fetch that was killed has left goes."""
+    whole = {"manifest.json"}
+    read = Folder.read
+    monkeypatch.setattr(
+        Folder, "read", lambda self, name: read(self, name) if name in whole else pytest.fail("read whole")
+    )
+    left = tmp_path / "cache" / f"{tiny_data.folder.name}.part-1"
+    left.mkdir(parents=True)
+    source = publish(tiny_data, Folder.at(tmp_path / "shared"))
+    fetch(source, TINY.data, BLOCK, tmp_path / "cache")
+    assert not left.exists()
+
+
 def test_a_copy_that_was_damaged_is_fetched_again(tiny_data, tmp_path):
     source = publish(tiny_data, Folder.at(tmp_path / "shared"))
     there = fetch(source, TINY.data, BLOCK, tmp_path / "cache")

@@ -19,7 +19,8 @@ def _quick(monkeypatch):
 
 
 def of(host: str, pid: int = 2**22 + 1, age: float = 0.0) -> dict:
-    return {"host": host, "pid": pid, "owner": "them", "time": time.time() - age}
+    machine = lease.this_machine() if host == os.uname().nodename else host
+    return {"host": host, "machine": machine, "pid": pid, "owner": "them", "time": time.time() - age}
 
 
 def test_a_living_sweep_keeps_others_out_and_lets_go_at_the_end(place):
@@ -35,6 +36,16 @@ def test_a_dead_sweeps_lease_is_taken_at_once(place):
     place.write_json("lease.json", of(os.uname().nodename))
     with lease.held(place):
         assert place.read_json("lease.json")["pid"] == os.getpid()
+
+
+def test_another_machine_of_the_same_name_is_not_judged_by_its_process_number(place, monkeypatch):
+    """Seen to fail with the name alone: a living sweep was taken for dead, since no process here had its number."""
+    monkeypatch.setattr(lease, "_BEAT_S", 0.5)
+    theirs = {**of(os.uname().nodename), "machine": f"{os.uname().nodename} of another boot"}
+    place.write_json("lease.json", theirs)
+    threading.Timer(0.25, place.write_json, ("lease.json", {**theirs, "time": time.time()})).start()
+    with pytest.raises(ConfigError, match="another sweep is running"), lease.held(place):
+        pytest.fail("two sweeps hold one folder")
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"host": "x"}'])

@@ -6,8 +6,10 @@ import signal
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import ray
 
 from lahr.distributed import Launch
 from lahr.errors import ConfigError
@@ -17,7 +19,8 @@ from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps.engine import schedule
 from sweeps.engine.design import Trial
-from sweeps.engine.relay import Outcome
+from sweeps.engine.machines import Cluster
+from sweeps.engine.relay import Outcome, Relay
 from sweeps.engine.results import Recorder, Results
 
 ABOUT = {"preset": "smoke", "data": {"corpus": "x", "floor": None}}
@@ -66,6 +69,35 @@ def test_a_launch_survives_the_way_to_a_worker(make_design):
     demands = Demands("results", "nonce", {"torch": "2.13.0"})
     launch = Launch(trials, Runtime(), "somewhere", "data", "hash", "cache", "start", demands, 60.0)
     assert Launch.from_dict(json.loads(json.dumps(launch.to_dict()))) == launch
+
+
+def test_a_cluster_that_never_holds_a_trial_ends_the_sweep(monkeypatch):
+    """With --concurrency on machines that are not enough: it says what a trial needs and what there is. Seen to fail:
+    it waited for ever."""
+    small = Cluster(({"CPU": 1.0, "GPU": 0.0},), grows=True)
+    monkeypatch.setattr(schedule, "machines_now", lambda grows: small)
+    relay = Relay({}, [])
+    ears = schedule._Ears(relay, [], SimpleNamespace(max_concurrent=1), small, Runtime(threads=4), 2)
+    ears._look()
+    assert relay.outcome.stopped is None
+    monkeypatch.setattr(schedule, "_FIRST_MACHINE_S", -1.0)
+    ears._look()
+    assert "one trial needs 1 x (4 CPU" in relay.outcome.stopped
+    assert "the cluster has 1 CPU" in relay.outcome.stopped
+
+
+@pytest.mark.ray
+def test_a_machine_that_cannot_take_part_is_named_and_one_that_left_is_not_waited_for(
+    tmp_path, cluster, monkeypatch, caplog
+):
+    """Seen to fail: a spot machine that left while it was asked ended the sweep."""
+    demands = replace(Demands.made(Folder.at(tmp_path)), versions={"torch": "1.0"})
+    with pytest.raises(ConfigError, match=r"^\S+ \(\S+\) has torch .* \(the driver has 1\.0\)"):
+        schedule.examine(demands)
+    nodes = ray.nodes()
+    monkeypatch.setattr(ray, "nodes", iter([nodes, []]).__next__)
+    assert schedule.examine(demands) == ""
+    assert "has left the cluster; going on without it" in caplog.text
 
 
 def sweep(

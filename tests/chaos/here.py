@@ -1,6 +1,7 @@
 """Sweeps by the real command on a Ray of their own on this machine, and their processes."""
 
 import contextlib
+import hashlib
 import os
 import shlex
 import signal
@@ -10,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.chaos.steps import Again, module, taken_again
 from tests.chaos.sweeps import OPTIONS, Running, trials
 from tests.cluster.namespaces import PROJECT, until
 
@@ -23,12 +25,19 @@ class Here:
         self.folder = folder
         self._running: list[subprocess.Popen] = []
 
-    def start(self, name: str, options: str = "", place: str | Path | None = None, **environment: str) -> Running:
-        """Starts a sweep of one seed block, or goes on with it; `place` is where results go instead."""
+    def start(
+        self, name: str, options: str = "", place: str | Path | None = None, fault: str = "pass", **environment: str
+    ) -> Running:
+        """Starts a sweep of one seed block, or goes on with it; `place` is where results go instead, `fault` runs
+        before each step (see `steps.py`)."""
         place = place or self.folder / "results"
         log = self.folder / f"{name}-{time.time_ns()}.log"
         words = [*shlex.split(f"{OPTIONS} --seeds 1 {options}"), "--name", name, "--results", str(place)]
-        given = {"RAY_ADDRESS": "", "PYTHONPATH": str(PROJECT), "LAHR_CACHE": str(self.folder / "cache")}
+        given = {
+            "RAY_ADDRESS": "",
+            "PYTHONPATH": f"{self._inside(fault)}{os.pathsep}{PROJECT}",
+            "LAHR_CACHE": str(self.folder / "cache"),
+        }
         with open(log, "wb") as file:
             process = subprocess.Popen(
                 [sys.executable, str(PROJECT / "sweeps/factorial.py"), *words],
@@ -41,6 +50,16 @@ class Here:
             )
         self._running.append(process)
         return Running(process, log, Path(place) / name, time.monotonic())
+
+    def taken_again(self, running: Running) -> list[Again]:
+        """Each time that a trial of the sweep was gone on with by another process."""
+        return taken_again(self.folder / "steps", running.results.name)
+
+    def _inside(self, fault: str) -> Path:
+        inside = self.folder / f"inside-{hashlib.sha256(fault.encode()).hexdigest()[:8]}"
+        inside.mkdir(exist_ok=True)
+        (inside / "sitecustomize.py").write_text(module(self.folder / "steps", fault))
+        return inside
 
     def stop(self) -> None:
         """Ends what still runs; their Rays end with them."""

@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 
+from tests.chaos.steps import Again, module, taken_again
 from tests.chaos.sweeps import OPTIONS, Running, newest_checkpoints
 from tests.cluster.namespaces import until
 from tests.cluster.on_prem import OnPrem
@@ -13,12 +14,23 @@ class Stage:
 
     def __init__(self, cluster: OnPrem, logs: Path) -> None:
         self.cluster, self.hosts, self._logs = cluster, cluster.hosts, logs
+        self._steps = self.hosts.shared / "steps"
 
     def start(self, name: str, options: str = "--seeds 1") -> Running:
-        """Starts a sweep, or goes on with it, from the head."""
+        """Starts a sweep, or goes on with it, from the head; every host's processes write down their steps."""
+        inside = self.hosts.shared / "inside"
+        inside.mkdir(exist_ok=True)
+        (inside / "steps_of_tests.py").write_text(module(self._steps))
+        (inside / "steps.pth").write_text(f"{inside}\nimport steps_of_tests\n")
+        for host in self.hosts.all:
+            self.hosts.run(host, f"cp {inside}/steps.pth ~/lahr/.venv/lib/python3*/site-packages/")
         log = self._logs / f"{name}-{time.time_ns()}"
         process = self.hosts.start(1, self.cluster.sweep(name, f"{OPTIONS} {options}"), log)
         return Running(process, log, self.cluster.results(name), time.monotonic())
+
+    def taken_again(self, running: Running) -> list[Again]:
+        """Each time that a trial of the sweep was gone on with by another process."""
+        return taken_again(self._steps, running.results.name)
 
     def whole(self, seconds: float = 240) -> None:
         """Waits until all hosts are in the cluster again."""

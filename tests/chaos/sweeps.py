@@ -14,6 +14,7 @@ from tests.cluster.namespaces import until
 
 CHECKPOINTS, STEPS = 40, 480
 """In a trial: a checkpoint every twelve steps."""
+INTERVAL = STEPS // CHECKPOINTS
 OPTIONS = (
     f"--preset smoke --train.tokens {STEPS * 256} --train.batch-size 2 --train.checkpoints {CHECKPOINTS} "
     "--train.evaluations 4"
@@ -33,16 +34,6 @@ def trials(results: Path) -> dict[str, dict]:
         kept = curve.drop(columns=[name for name in CLOCKS if name in curve])
         found[path.parent.name] = {k: v for k, v in result.items() if k not in CLOCKS} | {"curve": kept.to_json()}
     return found
-
-
-def disturbances(results: Path) -> dict[str, int]:
-    """Over all trials: how often one was begun again, steps done twice, the most at once, the most in a trial."""
-    read = [json.loads(path.read_text()) for path in results.glob("trials/*/result.json")]
-    return {
-        "restarts": sum(result["restarts"] for result in read),
-        "repeated": sum(result["repeated_steps"] for result in read),
-        "most": max((result["repeated_steps"] / max(result["restarts"], 1) for result in read), default=0),
-    }
 
 
 def newest_checkpoints(results: Path) -> dict[str, int]:

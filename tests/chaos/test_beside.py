@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.here import SAME, Here, below, strike
-from tests.chaos.sweeps import Running, disturbances, trials
+from tests.chaos.steps import figures
+from tests.chaos.sweeps import INTERVAL, Running, trials
 from tests.cluster.namespaces import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
@@ -61,8 +62,9 @@ def test_another_ray_on_the_machine(here: Here, alone, another_ray, row):
     strike(running, "RayTrainWorker")
     seconds = running.wait()
     assert trials(running.results) == expected
-    restarts = disturbances(running.results)["restarts"]
-    assert restarts >= 1, running.said()
+    again = here.taken_again(running)
+    assert len(again) >= 2, running.said()
+    assert max(one.steps for one in again) <= INTERVAL
     assert {title: below(other.pid, title) for title in theirs} == theirs
     before = counted.stat().st_size
     until(lambda: counted.stat().st_size > before, 20, "the other Ray to go on")
@@ -71,7 +73,7 @@ def test_another_ray_on_the_machine(here: Here, alone, another_ray, row):
     row(
         "kill -9 a trial driver, then a training worker, beside another Ray on the machine",
         f"no hang, no process of the other Ray is touched; {SAME}",
-        restarts=restarts,
+        **figures(again, INTERVAL),
         seconds=f"{seconds:.0f}, {usual:.0f} undisturbed",
     )
 

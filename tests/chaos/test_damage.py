@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.here import SAME, Here, ctrl_c, kill_9
-from tests.chaos.sweeps import CHECKPOINTS, STEPS, Running, newest_checkpoints, trials
+from tests.chaos.sweeps import INTERVAL, STEPS, Running, newest_checkpoints, trials
 from tests.cluster.namespaces import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
-INTERVAL = STEPS // CHECKPOINTS
 
 
 def halfway(running: Running) -> bool:
@@ -75,7 +74,7 @@ def test_damage(case, here, alone, row):
     sanity = report.partition("## Sanity")[2].partition("\n## ")[0]
     verdict = json.loads((again.results / "report" / "verdict.json").read_text())
     told = [said_of["said"] for said_of in verdict["warnings"] if said_of["trial"] == folder.name]
-    for text in (again.said(), sanity, *told[0]):
+    for text in (again.said(), sanity, " ".join(told[0])):
         assert f"checkpoint step-{step}" in text and said in text
     row(
         f"{fault}, after {'kill -9' if end is kill_9 else 'Ctrl-C'}; the same command again",

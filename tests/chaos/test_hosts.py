@@ -14,11 +14,11 @@ from types import SimpleNamespace
 import pytest
 
 from tests.chaos.stage import Stage
-from tests.chaos.sweeps import CHECKPOINTS, STEPS, Fault, Running, disturbances, newest_checkpoints, trials
+from tests.chaos.steps import figures
+from tests.chaos.sweeps import INTERVAL, Fault, Running, newest_checkpoints, trials
 from tests.cluster.namespaces import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
-INTERVAL = STEPS // CHECKPOINTS
 KILLS = int(os.environ.get("KILLS", "20"))
 SAME = "every trial finished, bit for bit as undisturbed"
 
@@ -47,13 +47,13 @@ def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., None]]
         running = break_it(running) or running
         seconds = running.wait()
         assert trials(running.results) == undisturbed.results
-        counted = disturbances(running.results)
-        assert counted["most"] <= INTERVAL
+        again = stage.taken_again(running)
+        assert again, "nothing was disturbed"
+        assert max(one.steps for one in again) <= INTERVAL
         row(
             fault,
             SAME,
-            restarts=counted["restarts"],
-            steps_done_again=f"{counted['repeated']} (an interval is {INTERVAL})",
+            **figures(again, INTERVAL),
             seconds=f"{seconds:.0f} from the last start, {undisturbed.seconds:.0f} undisturbed",
         )
 
@@ -140,14 +140,13 @@ def test_preemption(stage, disturbed):
     """A notice of 60 s: a checkpoint at once, and the trial goes on elsewhere."""
 
     def fault(running: Running) -> None:
-        host = stage.with_workers(running)
-        newest = newest_checkpoints(running.results)
         stage.hosts.run(
-            host,
+            stage.with_workers(running),
             "cd ~/lahr && .venv/bin/ray drain-node --address 10.78.0.1:6379 --reason DRAIN_NODE_REASON_PREEMPTION "
             "--reason-message test --deadline-remaining-seconds 60",
         )
-        until(lambda: newest_checkpoints(running.results) != newest, 30, "a checkpoint")
+        out_of_turn = lambda: any(step % INTERVAL for step in newest_checkpoints(running.results).values())  # noqa: E731
+        until(out_of_turn, 30, "a checkpoint (in one case of twelve it falls on one that was due)")
 
     disturbed("a preemption notice of 60 s", fault)
 
@@ -157,7 +156,7 @@ def test_random_kills(stage, undisturbed, row):
     chance = random.Random(20261126)
     expected = undisturbed.results
     done: dict[str, int] = {}
-    sweeps = 0
+    sweeps, again = 0, []
     began = time.monotonic()
     while sum(done.values()) < KILLS:
         name = f"kills{sweeps}"
@@ -174,6 +173,8 @@ def test_random_kills(stage, undisturbed, row):
                 running = stage.start(name)
         running.wait(900)
         assert trials(running.results) == expected
+        again += stage.taken_again(running)
+        assert max((one.steps for one in again), default=0) <= INTERVAL
         sweeps += 1
         stage.whole()
     kinds = ", ".join(f"{count} of a {what}" for what, count in sorted(done.items()))
@@ -182,6 +183,7 @@ def test_random_kills(stage, undisturbed, row):
         SAME,
         kills=kinds,
         sweeps=sweeps,
+        **figures(again, INTERVAL),
         minutes=f"{(time.monotonic() - began) / 60:.0f}",
     )
 

@@ -1,55 +1,29 @@
 """Trials that cannot be finished, in a sweep on one machine: the others come to what they come to without them.
 
-The faults are put in from outside: a `sitecustomize` on the path wraps the training step of one cell.
+The faults are put in from outside (`steps.py`), before a step of one cell.
 """
 
 import json
-import os
 import re
-from pathlib import Path
 
 import pytest
 
 from tests.chaos.here import Here, others_are_the_same
-from tests.chaos.sweeps import CHECKPOINTS, STEPS
-from tests.cluster.namespaces import PROJECT
+from tests.chaos.sweeps import INTERVAL, STEPS
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1200)]
 AT = STEPS // 2 + 5
 """The step that cannot be done."""
-FROM = AT - AT % (STEPS // CHECKPOINTS)
+FROM = AT - AT % INTERVAL
 """The checkpoint before it."""
 HANG_AFTER = 20
 
-# In every process of the sweep; the loop is wrapped where it is imported, so that the others stay as quick as they are.
-SITE = """
-import importlib.util, sys
-
-class Wrapped:
-    def find_spec(self, name, path=None, target=None):
-        if name != "lahr.training.loop":
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            step = module._Run._step
-
-            def faulty(run):
-                model = run.config.model
-                if model.memory_slots and not model.latent_iterations and model.mod_capacity == 1 and run.step == {at}:
-                    {fault}
-                return step(run)
-
-            module._Run._step = faulty
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-sys.meta_path.insert(0, Wrapped())
-"""
+# Before every step, in every process of the sweep.
+WHERE = (
+    "model = run.config.model\n"
+    "                if model.memory_slots and not model.latent_iterations and model.mod_capacity == 1 "
+    f"and run.step == {AT}:\n                    "
+)
 FAULTS = {
     "allocation": ("import torch; torch.empty(1 << 60)", 3, "you tried to allocate"),
     "killed": ("import os; os.kill(os.getpid(), 9)", 6, "the worker died"),
@@ -69,7 +43,7 @@ def is_memory(trial: str) -> bool:
 
 
 @pytest.mark.parametrize("how", FAULTS)
-def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row, tmp_path: Path):
+def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row):
     """Held, the interpreter answers nobody: such an attempt is only counted, and not heard of before the last.
 
     Seen to fail: the last line was one of the source, or the reason without the attempts, broken at 80 columns; a page
@@ -77,9 +51,8 @@ def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row, tmp_path: 
     """
     fault, attempts, why = FAULTS[how]
     expected, usual = alone
-    (tmp_path / "sitecustomize.py").write_text(SITE.format(at=AT, fault=fault))
     options = f"--hang-after {HANG_AFTER}" if how in ("hangs", "holds") else ""
-    running = here.start(f"cannot-{how}", options, PYTHONPATH=f"{tmp_path}{os.pathsep}{PROJECT}")
+    running = here.start(f"cannot-{how}", options, fault=WHERE + fault)
     seconds = running.wait(900, status=1)
     assert not others_are_the_same(running.results, expected, but=is_memory)
     assert "(raylet)" not in running.said()

@@ -14,7 +14,9 @@ def check(holds: bool, message: str) -> None:
 
 
 def nearest(given: str, allowed: list[str]) -> str:
-    """`" (did you mean 'x'?)"` for the allowed name closest to `given`, or nothing where none is close."""
+    """`" (did you mean 'x'?)"` for the allowed name closest to `given`, or nothing where none is close or it is one."""
+    if given in allowed:  # asked before anything is known to be wrong, thousands of times in a large design
+        return ""
     close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -9,7 +9,7 @@ values, `mod~mod_router=random`, to be compared with that corner. Seeds are bloc
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -167,7 +167,8 @@ class Design:
 
     def trials(self) -> tuple[Trial, ...]:
         """Every cell at every seed, block by block."""
-        return tuple(self._trial(cell, seed) for seed in range(self.seeds) for cell in self.cells())
+        of_cells = [self._of_cell(cell) for cell in self.cells()]
+        return tuple(trial(seed) for seed in range(self.seeds) for trial in of_cells)
 
     def _model(self, cell: Cell) -> ModelConfig:
         model = with_levels(self.config.model, cell.levels)
@@ -181,17 +182,18 @@ class Design:
         )
         return changed
 
-    def _trial(self, cell: Cell, seed: int) -> Trial:
-        config = replace(self.config, model=self._model(cell), seed=seed)
-        tokens = config.steps * config.tokens_per_step
-        return Trial(
-            id=f"{cell.name}-s{seed}-{config.fingerprint(self.content_hash)}",
-            cell=cell.name,
-            seed=seed,
-            levels=cell.levels,
-            config=config,
-            flops=training_flops_per_token(config.model, segments=config.data.segments) * tokens,
-        )
+    def _of_cell(self, cell: Cell) -> Callable[[int], Trial]:
+        """The cell's trial at a seed."""
+        of_cell = replace(self.config, model=self._model(cell))
+        tokens = of_cell.steps * of_cell.tokens_per_step
+        flops = training_flops_per_token(of_cell.model, segments=of_cell.data.segments) * tokens
+
+        def trial(seed: int) -> Trial:
+            config = replace(of_cell, seed=seed)
+            name = f"{cell.name}-s{seed}-{config.fingerprint(self.content_hash)}"
+            return Trial(name, cell.name, seed, cell.levels, config, flops)
+
+        return trial
 
     def identity(self) -> dict[str, Any]:
         """What makes it this design: factors, levels, configuration and data; not seeds, paths or machine."""

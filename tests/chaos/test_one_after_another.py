@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.chaos, pytest.mark.timeout(900)]
 def test_kills_and_a_lost_host_change_no_result(cluster: OnPrem, tmp_path: Path):
     """A worker, a driver, the script, a raylet and a host with its disk, each once; test_hosts.py has each alone."""
     stage = Stage(cluster, tmp_path)
-    undisturbed = stage.start("undisturbed")
+    undisturbed = stage.start("calm")
     undisturbed.wait()
 
     running = stage.start("disturbed")

@@ -31,6 +31,7 @@ from sweeps.analysis import power
 from sweeps.analysis.effects import estimate
 from sweeps.engine import lease, study
 from sweeps.engine.design import Design, parameters
+from sweeps.engine.machines import wall_seconds
 from sweeps.engine.options import Options, check_room
 from sweeps.engine.results import Recorder, Results
 from sweeps.reporting import event_files, report
@@ -136,7 +137,7 @@ def plan(options: Options, console: Console) -> int:
     """Prints what the sweep would cost and could detect; starts and writes nothing in the results."""
     sweep = study.resolve(options, console, has_gpu=_gpu_here())
     design, trials = sweep.design, sweep.design.trials()
-    pending = {trial.id for trial in sweep.results.pending(design)}
+    pending = sweep.results.pending(design)
     seconds = _timed(sweep, console)
     table = Table(title=f"{options.sweep_name}: {len(trials)} trials, {len(pending)} to run")
     for column in ("cell", "parameters", "without embedding", "tokens", "training FLOPs", "seconds (est.)"):
@@ -152,12 +153,13 @@ def plan(options: Options, console: Console) -> int:
             f"{seconds[trial.cell]:,.0f}",
         )
     console.print(table)
-    total = sum(seconds[trial.cell] for trial in trials if trial.id in pending)
-    lanes = options.lanes_here
-    flops = sum(trial.flops for trial in trials if trial.id in pending)
+    lanes, flops = options.lanes_here, sum(trial.flops for trial in pending)
+    training = sum(seconds[trial.cell] for trial in pending) / lanes
+    wall = wall_seconds(pending, lanes, seconds)
     console.print(
-        f"to run: {len(pending)} trials, {flops:.3g} FLOPs, about {total / lanes / 60:.0f} minutes "
-        f"with {lanes} at a time on a machine like this one"
+        f"to run: {len(pending)} trials, {flops:.3g} FLOPs, about {wall / 60:.0f} minutes with {lanes} at a time on a "
+        f"machine like this one, {wall / 60 - training / 60:.0f} of them beside training: Ray's starts, checkpoints, "
+        "and lanes that end before others"
     )
     sigma, source = _sigma(sweep.results, design)
     for blocks in sorted({options.seeds, 5, 8, 12}):

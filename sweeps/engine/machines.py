@@ -10,7 +10,9 @@ from sweeps.engine.design import Trial
 
 _log = logging.getLogger(__name__)
 _LAUNCH_S = 900.0
-"""What a launch should carry, in estimated seconds: start-up (10 to 30 s) is then a few per cent of it."""
+"""What a launch should carry, in estimated seconds: start-up is then a few per cent of it."""
+_START_S, _TRIAL_S = 20.0, 0.5
+"""What a launch takes to start, and a trial beside its steps and evaluations, on an idle core (docs/scale.md)."""
 
 
 @dataclass(frozen=True)
@@ -81,3 +83,12 @@ def launches(pending: Sequence[Trial], lanes: int, seconds: Mapping[str, float])
         loads[slot] += seconds[trial.cell]
         done += seconds[trial.cell]
     return [part for part in plan if part]
+
+
+def wall_seconds(pending: Sequence[Trial], lanes: int, seconds: Mapping[str, float]) -> float:
+    """How long `lanes` launches at a time take for them all, with what it costs to start launches and trials."""
+    busy = [0.0] * lanes
+    for part in launches(pending, lanes, seconds):
+        lane = min(range(lanes), key=busy.__getitem__)
+        busy[lane] += _START_S + sum(_TRIAL_S + seconds[trial.cell] for trial in part)
+    return max(busy)

@@ -11,11 +11,13 @@
 Nothing here trains; a `Recorder` is the observer that writes trials as they end.
 """
 
+import contextlib
 import io
 import json
 import logging
 import math
 import re
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,6 +25,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from lahr import patience
 from lahr.errors import ConfigError, StorageError, check
 from lahr.files import Folder
 from lahr.plain import from_dict
@@ -30,6 +33,8 @@ from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 from sweeps.engine.design import Design, Trial, differences, parameters
 
+_TABLE_SHARE = 20
+"""Times as long as it took to write the table it is left alone: 5 % of the driver's time however many trials."""
 FIRST_COLUMNS = ("trial", "cell", "seed", "status", "val_loss")
 
 
@@ -227,6 +232,7 @@ class Recorder:
     def __init__(self, results: Results, design: Design) -> None:
         self._results, self._design = results, design
         self._rows: dict[str, list[Progress]] = {}
+        self._table_due = 0.0
 
     def started(self, trial: Trial) -> None:
         """Writes the trial's configuration; an earlier failure no longer stands."""
@@ -239,7 +245,7 @@ class Recorder:
         self._rows[trial.id].extend(rows)
 
     def finished(self, trial: Trial, result: Mapping[str, Any]) -> None:
-        """Writes the curve, then the result, then the table."""
+        """Writes the curve, then the result; the table now and then, since it is all trials' each time."""
         rows = pd.DataFrame([record.row() for record in self._rows.pop(trial.id)])
         folder = self._results.folder
         folder.write(f"trials/{trial.id}/metrics.parquet", _parquet(rows))
@@ -247,14 +253,23 @@ class Recorder:
             f"trials/{trial.id}/result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
         )
         self._results.forget(trial.id)
+        if time.monotonic() >= self._table_due:
+            self._write_table()
+
+    def _write_table(self) -> None:
+        began = time.monotonic()
         self._results.write_table(self._design)
+        ended = time.monotonic()
+        self._table_due = ended + _TABLE_SHARE * (ended - began)
 
     def failed(self, trial: Trial, error: str) -> None:
         """Writes why; the trial stays pending."""
         self._results.folder.write_json(f"trials/{trial.id}/failure.json", {"error": error})
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Writes the table of all that is there; of storage that is away enough was said already."""
+        with contextlib.suppress(StorageError), patience.limited(0):
+            self._write_table()
 
 
 def result_of(trial: Trial, last: Progress) -> dict[str, Any]:

@@ -8,15 +8,13 @@ starts, and what a killed start left half-done is found in the trials' own check
 import contextlib
 import logging
 import os
-import re
 import signal
-import socket
 import tempfile
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -46,19 +44,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lahr import distributed, patience
 from lahr.distributed import Launch
-from lahr.errors import ConfigError, check
+from lahr.errors import check
 from lahr.files import Folder
 from lahr.machine import Demands, processor
 from lahr.training.runtime import Runtime
+from sweeps.engine.addresses import no_ray, refuse_a_dead_one
 from sweeps.engine.design import Trial
 from sweeps.engine.machines import Cluster, launches
 from sweeps.engine.relay import Observer, Outcome, Relay
 from sweeps.engine.results import Results
 
 _log = logging.getLogger(__name__)
+Fit = Callable[[Launch, str, str, list[Any]], None]
+"""Runs a launch to its end: it, a name, a folder for Ray's own state, callbacks that hear its reports."""
 _HANDED_DOWN = ("LAHR_STORAGE_PATIENCE",)
 """Settings of the driver's environment that hold on every machine."""
-_ADDRESS_S = 5.0
 _EXAMINED_S = 60.0
 _LOOK_S, _SILENT_S = 5.0, 60.0
 _FIRST_MACHINE_S = 1800.0
@@ -86,7 +86,7 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     outer = dict(os.environ)
-    _refuse_a_dead_address(address)
+    refuse_a_dead_one(address)
     if address == "local":
         # The dashboard stays on: the cleaner of a dead trial's placement group asks it. Nobody preempts this machine.
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "object_store_memory": 256 << 20}
@@ -100,7 +100,7 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     except Exception as error:  # whatever Ray raises where it cannot be had: half a dozen types
         _restore(outer)
-        raise _no_ray(address, error) from error
+        raise no_ray(address, error) from error
     # Helpers of Ray look up their cluster by these, and another Ray may be visible on this machine.
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
     if context.dashboard_url:
@@ -123,38 +123,6 @@ def _on_every_machine(settings: Mapping[str, str]) -> dict[str, Any]:
     handed = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ}
     packages = [str(Path(distributed.__file__).parent), str(Path(__file__).parents[1])]
     return {"env_vars": {**settings, **handed}, "py_modules": packages, "excludes": ["__pycache__"]}
-
-
-def _refuse_a_dead_address(address: str) -> None:
-    """`ConfigError` where nothing listens at host:port; Ray itself would go on trying for minutes."""
-    at = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address)
-    if at is None:
-        return  # `local`, `auto`: nothing to ask
-    try:
-        socket.create_connection((at[1], int(at[2])), timeout=_ADDRESS_S).close()
-    except (OSError, OverflowError) as error:
-        raise _no_ray(address, error) from error
-
-
-def _no_ray(address: str, error: Exception) -> ConfigError:
-    said = str(error).strip()
-    reason = said.splitlines()[0] if said else type(error).__name__
-    if address == "local":
-        return ConfigError(f"Ray could not be started on this machine ({reason}); is it overloaded? Try again")
-    if "ersion mismatch" in said:
-        return ConfigError(
-            f"the Ray at {address!r} is of another version ({' '.join(said.split())}); install the same lock file on "
-            "the cluster and here"
-        )
-    if "oken" in said or "uthenti" in said:
-        return ConfigError(
-            f"the Ray at {address!r} refuses this process ({reason}); it wants the token that it was started with, in "
-            "~/.ray/auth_token, and RAY_AUTH_MODE=token"
-        )
-    return ConfigError(
-        f"no Ray answers at {address!r} ({reason}); start one with `ray start --head`, give another --address, or "
-        "leave it out (and unset RAY_ADDRESS) to start one here"
-    )
 
 
 def _restore(environment: Mapping[str, str]) -> None:
@@ -220,11 +188,12 @@ def run(
     seconds: Mapping[str, float],
     concurrency: int | None = None,
     hang_after: float = 1800.0,
+    fit: Fit = distributed.fit,
 ) -> Outcome:
     """Runs the pending trials to their ends, as many at a time as fit, handing every record to the observers.
 
     Needs `connected()`. `data` is where machines find the prepared data, `seconds` a trial's estimated length by cell,
-    `demands` what each worker's machine has to meet.
+    `demands` what each worker's machine has to meet, `fit` what runs a launch.
     A trial that keeps failing, or takes no step for `hang_after` seconds, is reported as failed and does not stop the
     others. Ctrl-C ends it early with `interrupted` set, storage that is away or a machine that does not fit with
     `stopped`; what was done is kept.
@@ -257,7 +226,7 @@ def run(
                 relay, [list(launch["trials"]) for launch in carried], generator, cluster, runtime, concurrency
             )
             try:
-                _tune(carried, ears, generator, start, storage)
+                _tune(carried, ears, generator, start, storage, fit)
             finally:
                 ears.let_go()
     if not relay.over:
@@ -266,10 +235,15 @@ def run(
 
 
 def _tune(
-    carried: list[dict[str, Any]], ears: "_Ears", generator: BasicVariantGenerator, start: str, storage: str
+    carried: list[dict[str, Any]],
+    ears: "_Ears",
+    generator: BasicVariantGenerator,
+    start: str,
+    storage: str,
+    fit: Fit,
 ) -> None:
     trainable = tune.with_resources(
-        tune.with_parameters(_launch, carried=carried, storage=storage, start=start),
+        tune.with_parameters(_launch, carried=carried, storage=storage, start=start, fit=fit),
         # The trial's own process only waits: no CPU, or two trials on two CPUs would wait for each other for ever.
         {"node:__internal_head__": 0.001},
     )
@@ -289,11 +263,11 @@ def _tune(
     ).fit()
 
 
-def _launch(config: dict[str, Any], carried: list[dict[str, Any]], storage: str, start: str) -> None:
+def _launch(config: dict[str, Any], carried: list[dict[str, Any]], storage: str, start: str, fit: Fit) -> None:
     """One Tune trial: Ray Train over the trials it carries."""
     index = config["launch"]
     launch = Launch.from_dict(carried[index])
-    distributed.fit(launch, f"train-{start}-{index}", storage, [TuneReportCallback()])
+    fit(launch, f"train-{start}-{index}", storage, [TuneReportCallback()])
 
 
 class _WhenOver(Stopper):

@@ -6,7 +6,7 @@ import pytest
 
 from lahr.errors import ConfigError
 from lahr.training.runtime import Runtime
-from sweeps.engine.machines import Cluster, launches
+from sweeps.engine.machines import Cluster, launches, wall_seconds
 
 
 def cluster(*machines: tuple[float, float], grows: bool = False) -> Cluster:
@@ -36,6 +36,17 @@ def test_long_trials_make_more_launches_and_blocks_come_in_order(make_design):
     assert 4 < len(plan) <= 40
     firsts = [min(trial.seed for trial in part) for part in plan]
     assert firsts == sorted(firsts)
+
+
+def test_a_plan_counts_starts_and_the_lanes_that_wait(make_design):
+    """Seen to fail as the seconds of all trials, shared out: 10,000 short ones took hours more."""
+    design = make_design(seeds=5)
+    short = dict.fromkeys(seconds(design), 0.001)
+    assert wall_seconds(design.trials(), 2, short) > 20 + 20 * 0.5
+    long = dict.fromkeys(short, 3600.0)
+    alone = wall_seconds(design.trials()[:1], 8, long)
+    assert 3600 < alone < 3700, "seven lanes have nothing to do"
+    assert wall_seconds(design.trials(), 8, long) < 5 * alone + 1
 
 
 def test_a_cluster_too_small_for_one_trial_is_said():

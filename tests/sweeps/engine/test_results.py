@@ -1,6 +1,7 @@
 """The results folder: pending, finished, damaged, other designs and reuse; on a disk, a full one and in S3."""
 
 import io
+import time
 from dataclasses import replace
 
 import pandas as pd
@@ -58,6 +59,22 @@ def test_a_recorded_trial_is_no_longer_pending_and_stands_in_the_table(results, 
     assert row["pairing"] == "ab12"
     assert list(results.curves([trial.id])[trial.id]["step"]) == [12, 24]
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(results.folder.read("trials.parquet"))), table)
+
+
+def test_the_table_costs_no_more_the_more_trials_there_are(results, make_design, monkeypatch):
+    """It is written now and then, and at the end. Seen to fail: with every trial, the square of their number in all."""
+    written = []
+    monkeypatch.setattr(Results, "write_table", lambda self, design: time.sleep(0.05) or written.append(1))
+    design = make_design()
+    recorder = Recorder(results, design)
+    for trial in design.trials()[:8]:
+        recorder.started(trial)
+        recorder.progressed(trial, [last()])
+        recorder.finished(trial, result_of(trial, last()))
+    assert len(written) < 8
+    before = len(written)
+    recorder.close()
+    assert len(written) == before + 1
 
 
 def test_a_diverged_trial_is_a_result_without_a_loss(results, make_design):

@@ -1,6 +1,7 @@
 """What a cluster can run at once, and how a sweep's trials are shared out over it."""
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,8 @@ from sweeps.engine.design import Trial
 _log = logging.getLogger(__name__)
 _LAUNCH_S = 900.0
 """What a launch should carry, in estimated seconds: start-up is then a few per cent of it."""
+_LEADING_BYTES = 0.95e9
+"""What a launch takes of the head's memory: Tune's process, Train's controller, and four small ones (docs/scale.md)."""
 _START_S, _TRIAL_S = 20.0, 0.5
 """What a launch takes to start, and a trial beside its steps and evaluations, on an idle core (docs/scale.md)."""
 
@@ -24,6 +27,9 @@ class Cluster:
     grows: bool = False
     """Whether machines may join it: a Ray that was started here is one machine for good."""
 
+    head_memory: float = math.inf
+    """Bytes that Ray's processes may take on the head, where those that lead a launch are."""
+
     @property
     def gpus(self) -> float:
         """GPUs of all machines."""
@@ -36,6 +42,10 @@ class Cluster:
         each = (min(int(have[name] / amount + 1e-6) for name, amount in need.items()) for have in self.machines)
         return sum(each) // runtime.workers
 
+    def at_once(self, runtime: Runtime, concurrency: int | None) -> int:
+        """Launches that may run side by side: those that fit, or `concurrency`, and that the head has memory for."""
+        return int(min(concurrency or self.fitting(runtime), max(self.head_memory / _LEADING_BYTES, 1)))
+
     def wanting(self, runtime: Runtime) -> str:
         """What a trial needs and what there is, for a message."""
         need = _amounts(runtime.worker_resources())
@@ -43,7 +53,7 @@ class Cluster:
         return f"one trial needs {runtime.workers} x ({need}), each on one machine, and the cluster has {have}"
 
     def lanes(self, runtime: Runtime, concurrency: int | None = None) -> int:
-        """Launches that run side by side: those that fit, at most `concurrency`; exactly that where machines may come.
+        """Launches that run side by side: those that fit, at most `concurrency`; or that many where machines may come.
 
         `ConfigError` if not even one fits.
         """
@@ -51,13 +61,22 @@ class Cluster:
         if concurrency is not None and self.grows:
             if fitting < 1:
                 _log.warning("%s now; waiting for it to start machines", self.wanting(runtime))
-            return concurrency
+            return self._told(concurrency, self.at_once(runtime, concurrency))
         check(
             fitting >= 1,
             f"{self.wanting(runtime)}; lower --workers or --threads"
             + (", or say with --concurrency how many trials it holds once it has started machines" * self.grows),
         )
-        return min(fitting, concurrency or fitting)
+        wanted = min(fitting, concurrency or fitting)
+        return self._told(wanted, self.at_once(runtime, wanted))
+
+    def _told(self, wanted: int, held: int) -> int:
+        if held < wanted:
+            _log.warning(
+                "%d trials at a time, not %d: what leads one takes %.1f GB of the head's memory, which has %.0f GB; a larger "
+                "head leads more", held, wanted, _LEADING_BYTES / 1e9, self.head_memory / 1e9,
+            )  # fmt: skip
+        return held
 
 
 def _amounts(resources: Mapping[str, float]) -> str:

@@ -7,6 +7,7 @@ starts, and what a killed start left half-done is found in the trials' own check
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import tempfile
@@ -115,7 +116,9 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
 def machines_now(grows: bool) -> Cluster:
     """The machines that are up at this moment."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return Cluster(tuple({name: has.get(name, 0.0) for name in ("CPU", "GPU")} for has in alive), grows)
+    head: Mapping[str, float] = next((has for has in alive if "node:__internal_head__" in has), {})
+    machines = tuple({name: has.get(name, 0.0) for name in ("CPU", "GPU")} for has in alive)
+    return Cluster(machines, grows, head.get("memory", math.inf))
 
 
 def _on_every_machine(settings: Mapping[str, str]) -> dict[str, Any]:
@@ -359,7 +362,7 @@ class _Ears(tune.Callback):
         """Follows machines that join and leave; says so where none is left, or nobody has reported for long."""
         cluster = machines_now(grows=True)
         fitting = cluster.fitting(self._runtime)
-        self._generator.max_concurrent = self._concurrency or max(fitting, 1)
+        self._generator.max_concurrent = max(cluster.at_once(self._runtime, self._concurrency), 1)
         self._held |= fitting >= 1
         if not self._held and time.monotonic() - self._began > _FIRST_MACHINE_S:
             self.relay.take(

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.chaos.stage import Stage
-from tests.chaos.steps import figures
+from tests.chaos.steps import Again, figures
 from tests.chaos.sweeps import INTERVAL, Fault, Running, newest_checkpoints, trials
 from tests.cluster.namespaces import until
 
@@ -37,10 +37,10 @@ def undisturbed(stage) -> SimpleNamespace:
 
 
 @pytest.fixture
-def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., None]]:
+def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., list[Again]]]:
     """`disturbed(fault, break_it, options)`: a sweep that `break_it` disturbs once three trials are finished."""
 
-    def disturb(fault: str, break_it: Fault, options: str = "--seeds 1") -> None:
+    def disturb(fault: str, break_it: Fault, options: str = "--seeds 1") -> list[Again]:
         stage.whole()
         running = stage.start(request.node.name.removeprefix("test_"), options)
         running.until_finished(3)
@@ -56,6 +56,7 @@ def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., None]]
             **figures(again, INTERVAL),
             seconds=f"{seconds:.0f} from the last start, {undisturbed.seconds:.0f} undisturbed",
         )
+        return again
 
     yield disturb
     for host in stage.hosts.all:
@@ -137,18 +138,21 @@ def test_a_hang(stage, disturbed):
 
 
 def test_preemption(stage, disturbed):
-    """A notice of 60 s: a checkpoint at once, and the trial goes on elsewhere."""
+    """A notice, a checkpoint at once, and the machine is gone: what goes on elsewhere does so from that checkpoint."""
 
     def fault(running: Running) -> None:
+        host = stage.with_workers(running)
         stage.hosts.run(
-            stage.with_workers(running),
+            host,
             "cd ~/lahr && .venv/bin/ray drain-node --address 10.78.0.1:6379 --reason DRAIN_NODE_REASON_PREEMPTION "
             "--reason-message test --deadline-remaining-seconds 60",
         )
         out_of_turn = lambda: any(step % INTERVAL for step in newest_checkpoints(running.results).values())  # noqa: E731
         until(out_of_turn, 30, "a checkpoint (in one case of twelve it falls on one that was due)")
+        stage.hosts.reboot(host)
 
-    disturbed("a preemption notice of 60 s", fault)
+    again = disturbed("a preemption notice, and the machine gone as soon as a checkpoint answers it", fault)
+    assert any(one.went_on_from % INTERVAL for one in again)
 
 
 def test_random_kills(stage, undisturbed, row):

@@ -73,8 +73,8 @@ class Cluster:
     def _told(self, wanted: int, held: int) -> int:
         if held < wanted:
             _log.warning(
-                "%d trials at a time, not %d: what leads one takes %.1f GB of the head's memory, which has %.0f GB; a larger "
-                "head leads more", held, wanted, _LEADING_BYTES / 1e9, self.head_memory / 1e9,
+                "%d trials at a time, not %d: what leads one takes %.1f GB of the head's memory, which has %.0f GB; a "
+                "larger head leads more", held, wanted, _LEADING_BYTES / 1e9, self.head_memory / 1e9,
             )  # fmt: skip
         return held
 

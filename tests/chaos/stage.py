@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from tests.chaos.steps import Again, module, taken_again
+from tests.chaos.steps import Again, module, taken, taken_again
 from tests.chaos.sweeps import OPTIONS, Running, newest_checkpoints
 from tests.cluster.namespaces import until
 from tests.cluster.on_prem import OnPrem
@@ -31,6 +31,10 @@ class Stage:
     def taken_again(self, running: Running) -> list[Again]:
         """Each time that a trial of the sweep was gone on with by another process."""
         return taken_again(self._steps, running.results.name)
+
+    def first_step(self, running: Running) -> float | None:
+        """When the first step of the sweep's trials was begun; None before."""
+        return min((when for _, _, when in taken(self._steps, running.results.name)), default=None)
 
     def whole(self, seconds: float = 240) -> None:
         """Waits until all hosts are in the cluster again."""

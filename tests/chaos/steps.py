@@ -5,7 +5,7 @@ trial, the step, the time, at once, so that a process that is killed has said al
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,14 +65,20 @@ class Again:
     went_on_from: int
 
 
+def taken(folder: Path, sweep: str) -> Iterator[tuple[str, tuple[str, int], float]]:
+    """Every step of the sweep that was taken: the process, the trial and the step, when it was begun."""
+    for path in folder.iterdir() if folder.exists() else ():
+        for line in path.read_text().split("\n")[:-1]:  # the last may be in the middle of being written
+            name, trial, step, when = line.split()
+            if name == sweep:
+                yield path.name, (trial, int(step)), float(when)
+
+
 def taken_again(folder: Path, sweep: str) -> list[Again]:
     """Each time that another process went on with a trial of the sweep, in no order."""
     by_trial: dict[str, dict[str, list[tuple[float, int]]]] = defaultdict(lambda: defaultdict(list))
-    for path in folder.iterdir():
-        for line in path.read_text().splitlines():
-            name, trial, step, when = line.split()
-            if name == sweep:
-                by_trial[trial][path.name].append((float(when), int(step)))
+    for process, (trial, step), when in taken(folder, sweep):
+        by_trial[trial][process].append((when, step))
     return [again for processes in by_trial.values() for again in _of_trial(processes)]
 
 

@@ -63,6 +63,24 @@ def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., list[A
         stage.hosts.kill(host, "factorial.py")
 
 
+def test_from_ray_up_to_the_first_step(stage, row):
+    """On machines that are set up, but have no Ray."""
+    stage.cluster.down()
+    began = time.time()
+    stage.cluster.up()
+    up = time.time() - began
+    running = stage.start("first")
+    until(lambda: stage.first_step(running), 120, running.said)
+    first = stage.first_step(running) - began
+    running.wait()
+    row(
+        "none: `ray up` on three hosts, and a sweep",
+        "it trains",
+        all_nodes_up=f"{up:.0f} s",
+        first_step_of_the_first_trial=f"{first:.0f} s from the start of `ray up`",
+    )
+
+
 def test_a_training_worker(stage, disturbed):
     def fault(running: Running) -> None:
         assert stage.hosts.kill(stage.with_workers(running, (1, 2, 3)), "RayTrainWorker")

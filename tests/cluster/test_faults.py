@@ -1,0 +1,62 @@
+"""The first row of docs/reliability.md, one fault after another in one sweep over three hosts.
+
+tests/chaos/test_hosts.py has each of them alone, with figures.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lahr.data import prepare
+from lahr.training.loop import train
+from sweeps.engine.results import Results
+from tests.chaos.stage import Stage
+from tests.chaos.sweeps import INTERVAL, STEPS
+from tests.cluster.on_prem import OnPrem
+
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def stage(cluster: OnPrem, tmp_path: Path) -> Iterator[Stage]:
+    yield Stage(cluster, tmp_path)
+    cluster.hosts.kill(1, "factorial.py")
+
+
+def test_kills_and_a_lost_host_change_no_result(stage: Stage):
+    """A worker, a driver, a raylet, the script and a host with its disk: every trial ends as it does undisturbed in
+    this process, and what was finished is not done again."""
+    hosts = stage.hosts
+    running = stage.start("disturbed")
+    assert hosts.kill(stage.with_workers(running, (1, 2, 3)), "RayTrainWorker")
+    running.until_finished(1)
+    stage.with_workers(running, (1, 2, 3))
+    assert hosts.kill(1, "ImplicitFunc")
+    running.until_finished(2)
+    assert hosts.kill(stage.with_workers(running, (2,)), "raylet/raylet")
+    running.until_finished(3)
+    hosts.kill(1, "factorial.py")
+    running.process.wait()
+    kept = {path: path.stat().st_mtime_ns for path in running.results.glob("trials/*/result.json")}
+
+    running = stage.start("disturbed")
+    stage.with_workers(running, (3,))
+    hosts.lose(3)
+    running.wait()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    again = stage.taken_again(running)
+    assert len(again) >= 4
+    assert max(one.steps for one in again) <= INTERVAL
+
+    results = Results.at(str(running.results.parent), running.results.name)
+    design = results.design()
+    model = design.config.model
+    data = prepare(design.config.data, model.vocab_size, model.max_seq_len, hosts.shared / "cache")
+    found = results.table(design).set_index("trial")["val_loss"]
+    for trial in design.trials():
+        *_, last = train(trial.config, data, results.runtime())
+        assert last.step == STEPS
+        assert found[trial.id] == last.metrics["val_loss"], trial.id
+    hosts.restore(3)
+    stage.cluster.up()  # an empty machine is set up by nothing else

@@ -39,7 +39,8 @@ from lahr.training.runtime import Runtime
 from sweeps.engine import schedule, study
 from sweeps.engine.design import Design, Trial
 from sweeps.engine.options import Options as Sweep
-from sweeps.engine.results import Recorder, Results
+from sweeps.engine.recorder import Recorder
+from sweeps.engine.results import Results
 from sweeps.reporting import event_files, report
 from sweeps.reporting.progress import ProgressTable
 

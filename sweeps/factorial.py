@@ -33,7 +33,8 @@ from sweeps.engine import lease, study
 from sweeps.engine.design import Design, parameters
 from sweeps.engine.machines import wall_seconds
 from sweeps.engine.options import Options, check_room
-from sweeps.engine.results import Recorder, Results
+from sweeps.engine.recorder import Recorder
+from sweeps.engine.results import Results
 from sweeps.reporting import event_files, report
 from sweeps.reporting.progress import ProgressTable
 from sweeps.reporting.verdict import sentences

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 from lahr.errors import StorageError
 from lahr.training.progress import Progress
 from sweeps.engine.design import Trial
-from sweeps.engine.results import result_of
+from sweeps.engine.recorder import result_of
 
 _log = logging.getLogger(__name__)
 

@@ -8,34 +8,33 @@
     checkpoints/<id>/step-N/        written by the workers
     trials.parquet                  one row a finished trial
 
-Nothing here trains; a `Recorder` is the observer that writes trials as they end.
+Nothing here trains; `recorder.py` writes trials as they end.
 """
 
-import contextlib
 import io
-import json
 import logging
-import math
 import re
-import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 import pyarrow as pa
 
-from lahr import patience
 from lahr.errors import ConfigError, StorageError, check
 from lahr.files import Folder
 from lahr.plain import from_dict
-from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
-from sweeps.engine.design import Design, Trial, differences, parameters
+from sweeps.engine.design import Design, Trial, differences
 
-_TABLE_SHARE = 20
-"""Times as long as it took to write the table it is left alone: 5 % of the driver's time however many trials."""
+_AT_ONCE = 16
+"""Trials read at once."""
 FIRST_COLUMNS = ("trial", "cell", "seed", "status", "val_loss")
+
+
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
@@ -133,14 +132,16 @@ class Results:
 
         A damaged one counts as not finished: its trial runs again, or is only replayed from its last checkpoint.
         """
-        there = (t for t in self.folder.names("trials") if self.folder.exists(f"trials/{t}/result.json"))
-        return {trial for trial in there if self._result(trial) is not None}
+        files = (name.split("/") for name in self.folder.files("trials"))
+        there = [parts[1] for parts in files if len(parts) == 3 and parts[2] == "result.json"]
+        return {trial for trial, result in _side_by_side(self._result, there).items() if result is not None}
 
     def _result(self, trial: str) -> dict[str, Any] | None:
         if trial not in self._read:
             try:
-                self._read[trial] = _checked(trial, self.folder.read_json(f"trials/{trial}/result.json"))
+                result = _checked(trial, self.folder.read_json(f"trials/{trial}/result.json"))
                 self._curve(trial)
+                self._read[trial] = result
             except StorageError:
                 raise
             except (OSError, ValueError, pa.ArrowException) as error:
@@ -207,7 +208,7 @@ class Results:
 
     def curves(self, trials: Iterable[str]) -> dict[str, pd.DataFrame]:
         """Trial id → its progress records, one row a step."""
-        return {trial: self._curve(trial) for trial in trials}
+        return _side_by_side(self._curve, trials)
 
     def _curve(self, trial: str) -> pd.DataFrame:
         curve = pd.read_parquet(io.BytesIO(self.folder.read(f"trials/{trial}/metrics.parquet")))
@@ -221,82 +222,15 @@ class Results:
 
     def write_table(self, design: Design) -> None:
         """Writes `trials.parquet`."""
-        self.folder.write("trials.parquet", _parquet(self.table(design)))
+        self.folder.write("trials.parquet", parquet(self.table(design)))
 
 
-class Recorder:
-    """The observer that keeps a sweep's results."""
-
-    essential = True
-
-    def __init__(self, results: Results, design: Design) -> None:
-        self._results, self._design = results, design
-        self._rows: dict[str, list[Progress]] = {}
-        self._table_due = 0.0
-
-    def started(self, trial: Trial) -> None:
-        """Writes the trial's configuration; an earlier failure no longer stands."""
-        self._results.folder.write_json(f"trials/{trial.id}/config.json", _described(trial))
-        self._results.folder.remove(f"trials/{trial.id}/failure.json")
-        self._rows[trial.id] = []
-
-    def progressed(self, trial: Trial, rows: Sequence[Progress]) -> None:
-        """Keeps the records until the trial ends."""
-        self._rows[trial.id].extend(rows)
-
-    def finished(self, trial: Trial, result: Mapping[str, Any]) -> None:
-        """Writes the curve, then the result; the table now and then, since it is all trials' each time."""
-        rows = pd.DataFrame([record.row() for record in self._rows.pop(trial.id)])
-        folder = self._results.folder
-        folder.write(f"trials/{trial.id}/metrics.parquet", _parquet(rows))
-        folder.write(
-            f"trials/{trial.id}/result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
-        )
-        self._results.forget(trial.id)
-        if time.monotonic() >= self._table_due:
-            self._write_table()
-
-    def _write_table(self) -> None:
-        began = time.monotonic()
-        self._results.write_table(self._design)
-        ended = time.monotonic()
-        self._table_due = ended + _TABLE_SHARE * (ended - began)
-
-    def failed(self, trial: Trial, error: str) -> None:
-        """Writes why; the trial stays pending."""
-        self._results.folder.write_json(f"trials/{trial.id}/failure.json", {"error": error})
-
-    def close(self) -> None:
-        """Writes the table of all that is there; of storage that is away enough was said already."""
-        with contextlib.suppress(StorageError), patience.limited(0):
-            self._write_table()
-
-
-def result_of(trial: Trial, last: Progress) -> dict[str, Any]:
-    """A trial's row, from its last record: plain values, `None` where a figure is not finite.
-
-    `decayed_…` figures are of shorter runs, points of the curve in `metrics.parquet` and none of the trial's: the last
-    record never carries them, since a branch starts before the end.
-    """
-    metrics = {k: v if math.isfinite(v) else None for k, v in last.metrics.items()}
-    for name in ("train_loss", "lr", "grad_norm"):
-        metrics.pop(name, None)
-    return {
-        "trial": trial.id,
-        "cell": trial.cell,
-        "seed": trial.seed,
-        "status": last.status,
-        "val_loss": metrics.pop("val_loss", None) if last.status == "finished" else None,
-        **metrics,
-        **parameters(trial),
-        "steps": last.step,
-        "tokens": last.tokens,
-        "flops": last.flops,
-        "flops_per_token": last.flops / last.tokens,
-        "seconds": last.seconds,
-        "tokens_per_second": last.tokens / last.seconds if last.seconds > 0 else None,
-        "pairing": last.pairing,
-    }
+def _side_by_side(read: Callable[[str], Value], trials: Iterable[str]) -> dict[str, Value]:
+    """Trial → what is read of it; an object store takes a tenth of a second to answer, and may be asked often."""
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        # In this thread's context, which says how long storage is waited for.
+        reading = {trial: pool.submit(copy_context().run, read, trial) for trial in trials}
+        return {trial: future.result() for trial, future in reading.items()}
 
 
 def _checked(trial: str, result: Any) -> dict[str, Any]:
@@ -308,17 +242,8 @@ def _checked(trial: str, result: Any) -> dict[str, Any]:
     return result
 
 
-def _described(trial: Trial) -> dict[str, Any]:
-    return {
-        "trial": trial.id,
-        "cell": trial.cell,
-        "seed": trial.seed,
-        "levels": dict(trial.levels),
-        "config": asdict(trial.config),
-    }
-
-
-def _parquet(frame: pd.DataFrame) -> bytes:
+def parquet(frame: pd.DataFrame) -> bytes:
+    """A table as the bytes of a file."""
     buffer = io.BytesIO()
     frame.to_parquet(buffer, index=False)
     return buffer.getvalue()

@@ -11,7 +11,8 @@ from lahr.files import Folder
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps import compare
-from sweeps.engine.results import Recorder, Results, result_of
+from sweeps.engine.recorder import Recorder, result_of
+from sweeps.engine.results import Results
 
 
 @pytest.fixture

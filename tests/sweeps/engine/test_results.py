@@ -12,7 +12,8 @@ from lahr.errors import ConfigError, StorageError
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 from sweeps.engine.design import Factor
-from sweeps.engine.results import Recorder, Results, result_of
+from sweeps.engine.recorder import Recorder, result_of
+from sweeps.engine.results import Results
 from tests.conftest import fill
 
 ABOUT = {"preset": "smoke", "data": {"corpus": "x", "floor": None}}

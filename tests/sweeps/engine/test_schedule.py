@@ -20,8 +20,9 @@ from lahr.training.runtime import Runtime
 from sweeps.engine import schedule
 from sweeps.engine.design import Trial
 from sweeps.engine.machines import Cluster
+from sweeps.engine.recorder import Recorder
 from sweeps.engine.relay import Outcome, Relay
-from sweeps.engine.results import Recorder, Results
+from sweeps.engine.results import Results
 
 ABOUT = {"preset": "smoke", "data": {"corpus": "x", "floor": None}}
 

@@ -73,13 +73,13 @@ def _provider(config: dict[str, Any]) -> list[str]:
     for secret in ("aws_credentials", "gcp_credentials"):
         if secret in provider:
             return [f"provider.{secret} holds a secret; nodes get their rights from roles and service accounts"]
-    keys = PROVIDERS.get(provider.get("type", ""))
+    keys = PROVIDERS.get(str(provider.get("type")))
     return check_schema.unknown(provider, [*_COMMON, *keys], "provider") if keys else []
 
 
 def _machines(provider: dict[str, Any]) -> list[str]:
     """Addresses of machines of one's own."""
-    addresses = {"provider.head_ip": provider["head_ip"]}
+    addresses: dict[str, Any] = {"provider.head_ip": provider["head_ip"]}
     addresses |= {f"provider.worker_ips.{i}": address for i, address in enumerate(provider["worker_ips"])}
     found = []
     for where, value in addresses.items():

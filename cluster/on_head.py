@@ -2,7 +2,7 @@
 
     python cluster/on_head.py start NAME [options of sweeps/factorial.py]
     python cluster/on_head.py follow NAME
-    python cluster/on_head.py status NAME
+    python cluster/on_head.py status NAME                  prints "running", its exit status, or why that is not known
     python cluster/on_head.py stop NAME
     python cluster/on_head.py fetch NAME RESULTS
 
@@ -12,6 +12,7 @@ Run by the environment of the head, in the project's folder there.
 import asyncio
 import os
 import shlex
+import subprocess
 import sys
 import time
 
@@ -29,9 +30,9 @@ _FILES = ("design.json", "trials.parquet")
 
 
 def _jobs(client: JobSubmissionClient, name: str) -> list[JobDetails]:
-    """The jobs of this sweep, the newest first."""
+    """The jobs of this sweep: what runs first, then the newest (a second start of it may have been refused)."""
     ours = [job for job in client.list_jobs() if (job.metadata or {}).get("sweep") == name]
-    return sorted(ours, key=lambda job: job.start_time or 0, reverse=True)
+    return sorted(ours, key=lambda job: (not job.status.is_terminal(), job.start_time or 0), reverse=True)
 
 
 def start(client: JobSubmissionClient, name: str, argv: list[str]) -> int:
@@ -57,7 +58,10 @@ def follow(client: JobSubmissionClient, name: str) -> int:
         async for lines in client.tail_job_logs(job):
             print(lines, end="", flush=True)
 
-    asyncio.run(tail())
+    try:
+        asyncio.run(tail())
+    except RuntimeError as error:  # Ray's, where the connection is lost
+        raise ConfigError(f"cannot follow {name} any further: {error}") from error
     while not (info := client.get_job_info(job)).status.is_terminal():
         time.sleep(0.5)
     if info.driver_exit_code is None and info.status != JobStatus.STOPPED:  # it never began, or its head was lost
@@ -95,9 +99,11 @@ def stop(client: JobSubmissionClient, name: str) -> int:
 
 
 def fetch(name: str, results: str) -> int:
-    """Lays the report, the table of trials and the curves into a folder of this machine, wherever the results are."""
+    """Lays the report so far, the table of trials and the curves into a folder of the head, wherever results are."""
     sweep, here = Folder.at(results).child(name), Folder.at(FETCHED).child(name)
-    check(sweep.exists("report"), f"{sweep.uri} holds no report yet")
+    report = [sys.executable, "sweeps/factorial.py", "report", "--name", name, "--results", results]
+    made = subprocess.run(report, capture_output=True, text=True)
+    check(made.returncode == 0, f"no report of {name} yet: {made.stderr.strip().removeprefix('error: ')}")
     here.remove("")
     for name in [
         *(one for one in _FILES if sweep.exists(one)),
@@ -126,4 +132,6 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except (ConfigError, StorageError) as error:
-        fail(error)
+        if sys.argv[1] != "status":  # of which the laptop reads the answer
+            fail(error)
+        print(f"error: {error}")

@@ -8,15 +8,15 @@ set -euo pipefail
 project="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${1:-python3}"
 
-# A fresh Ubuntu holds apt's lock for its first minutes, so wait for it rather than fail. On a machine without apt-get,
-# or where one may not use it, `make` says what is missing. (tmux is for `ray exec --tmux`; it alone is no reason.)
+# A fresh Ubuntu holds apt's locks for its first minutes, so wait for them rather than fail; for that of the lists apt
+# itself has no option. On a machine without apt-get, or where one may not use it, `make` says what is missing.
 if ! { command -v make && command -v rsync && "${python}" -c 'import ensurepip, venv'; } >/dev/null 2>&1; then
   root=()
   [ "$(id -u)" = 0 ] || root=(sudo -n)
   if command -v apt-get >/dev/null && { [ "$(id -u)" = 0 ] || sudo -n true 2>/dev/null; }; then
-    "${root[@]}" apt-get -o DPkg::Lock::Timeout=600 update -qq
+    until "${root[@]}" apt-get update -qq || [ "${SECONDS}" -gt 600 ]; do sleep 5; done
     "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
-      apt-get -o DPkg::Lock::Timeout=600 install -y -qq make python3-venv rsync tmux
+      apt-get -o DPkg::Lock::Timeout=600 install -y -qq make python3-venv rsync
   fi
 fi
 

@@ -3,7 +3,7 @@
     python cluster/sweep.py cluster/on_prem.yaml run --preset small --results /shared/lahr    start, follow, fetch
     python cluster/sweep.py cluster/on_prem.yaml run …     again: follows what runs, carries on with what was stopped
     python cluster/sweep.py cluster/on_prem.yaml stop …    stops it as Ctrl-C would
-    python cluster/sweep.py cluster/on_prem.yaml fetch …   the report so far, into results/<name> here
+    python cluster/sweep.py cluster/on_prem.yaml fetch …   the report so far, into results/on-<cluster>/<name> here
     python cluster/sweep.py cluster/on_prem.yaml down      ends the cluster, workers of one's own too
 
 After the command come the options of `sweeps/factorial.py`, the same each time. `run` checks them and the YAML, copies
@@ -11,9 +11,11 @@ the project and local data to the head, and starts the sweep there as a Ray job:
 laptop. Exit status: the sweep's own; 2 for bad input.
 """
 
+import logging
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ from click import ClickException
 from on_head import FETCHED, RUNNING
 from ray.autoscaler import sdk
 
+from lahr.data import anchored
 from lahr.errors import ConfigError, check
 from lahr.options import parse, run
 from sweeps.engine.options import Options
@@ -35,7 +38,11 @@ from sweeps.engine.options import Options
 COMMANDS = ("run", "stop", "fetch", "down")
 _PROJECT = Path(__file__).parents[1]
 _HOME = "~/lahr"
-_SSH = ("BatchMode=yes", "ConnectTimeout=10", "IdentitiesOnly=yes", "StrictHostKeyChecking=accept-new")
+# As Ray itself: a machine that was installed anew has a new key. Nothing is told to it but to stop.
+_SSH = (
+    "BatchMode=yes", "ConnectTimeout=10", "IdentitiesOnly=yes", "StrictHostKeyChecking=no",
+    "UserKnownHostsFile=/dev/null", "LogLevel=ERROR",
+)  # fmt: skip
 _TOKEN = "auth_token"  # mounted by `ray up`, and none of the project's files
 
 
@@ -69,11 +76,16 @@ def _redirected(target: int) -> Iterator[None]:
 class Cluster:
     """A cluster that `ray up` has started, as its YAML describes it."""
 
-    def __init__(self, path: str, reach: bool) -> None:
+    def __init__(self, path: str, to_start: bool) -> None:
         self.path = path
-        problems = problems_of(path, reach)
+        # All that is wrong matters to who starts a sweep; with a machine or a key lost, one is still to be stopped.
+        problems = problems_of(path, reach=True) if to_start else []
         check(not problems, f"{path}: {'; '.join(problems)}")
-        self.config: dict[str, Any] = yaml.safe_load(Path(path).read_text())
+        try:
+            self.config: dict[str, Any] = yaml.safe_load(Path(path).read_text())
+            self.name, self.provider = str(self.config["cluster_name"]), self.config["provider"]["type"]
+        except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
+            raise ConfigError(f"{path} is no cluster's: {' '.join(str(error).split())}") from error
         check(
             "kind" not in self.config,
             f"{path} is a {self.config.get('kind')}; start it with kubectl apply -f {path}",
@@ -86,31 +98,48 @@ class Cluster:
             sdk.run_on_cluster(self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}")
         except (ClickException, subprocess.CalledProcessError):
             return False
+        except RuntimeError as error:
+            raise self._not_up(error) from error
         return True
+
+    def _not_up(self, error: Exception) -> ConfigError:
+        again = f"start it with `ray up {self.path}`"
+        if self.provider == "local":  # Ray knows it from a file in this machine's /tmp/ray
+            again += ", and if Ray runs there already (this laptop restarted, or is another one) with --no-restart"
+        return ConfigError(f"the cluster of {self.path} is not up, as far as this machine knows ({error}); {again}")
 
     def answer(self, *command: str) -> str:
         """What `cluster/on_head.py` prints on the head for a question."""
         there = shlex.join([".venv/bin/python", "cluster/on_head.py", *command])
         with quietly("ask the head"):
-            said = sdk.run_on_cluster(self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}", with_output=True)
-        return (said.decode() if isinstance(said, bytes) else said or "").strip().rpartition("\n")[2].strip()
+            try:
+                said = sdk.run_on_cluster(
+                    self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}", with_output=True
+                )
+            except RuntimeError as error:
+                raise self._not_up(error) from error
+        last = (said.decode() if isinstance(said, bytes) else said or "").strip().rpartition("\n")[2].strip()
+        check(not last.startswith("error: "), last.removeprefix("error: "))
+        return last
 
     def copy_project(self) -> None:
         """Copies the project's files to the head, as they are now; workers get the code from there."""
         print("copying the project to the head ...", flush=True)
         for remote, local in self.config["file_mounts"].items():
             if _TOKEN not in remote:
-                self.copy(str(_PROJECT / local), remote)
+                self.copy(str(_PROJECT / Path(local).expanduser()), remote)
 
-    def copy(self, local: str, remote: str, down: bool = False) -> None:
-        """Copies a file, or what is in a folder, to the head, or from it."""
+    def copy(self, local: str, remote: str, down: bool = False, anew: bool = False) -> None:
+        """Copies a file, or what is in a folder, to the head, or from it; `anew`, nothing that was there stays."""
         source, target = (remote, local) if down else (local, remote)
         slash = "/" if down or Path(local).is_dir() else ""
         if down:
             Path(local).mkdir(parents=True, exist_ok=True)
         with quietly(f"copy {source} to {target}"):
             if not down:
-                sdk.run_on_cluster(self.path, cmd=f"mkdir -p {remote if slash else remote.rpartition('/')[0]}")
+                clear = f"rm -rf {remote}; " if anew else ""
+                folder = remote if slash else remote.rpartition("/")[0]
+                sdk.run_on_cluster(self.path, cmd=f"{clear}mkdir -p {folder}")
             sdk.rsync(self.path, source=source + slash, target=target + slash, down=down)
 
     def down(self) -> int:
@@ -120,7 +149,8 @@ class Cluster:
         auth = self.config["auth"]
         for host in self.config["provider"].get("worker_ips", ()):
             key = ["-i", os.path.expanduser(auth["ssh_private_key"])] if "ssh_private_key" in auth else []
-            ways = [word for way in _SSH for word in ("-o", way)]
+            proxy = [f"ProxyCommand={auth['ssh_proxy_command']}"] if auth.get("ssh_proxy_command") else []
+            ways = [word for way in (*_SSH, *proxy) for word in ("-o", way)]
             where = ["ssh", *key, *ways, f"{auth['ssh_user']}@{host}"]
             done = subprocess.run([*where, f"{_HOME}/.venv/bin/ray stop"], capture_output=True, text=True)
             print(f"{host}: {'stopped' if done.returncode == 0 else f'not stopped: {done.stderr.strip()}'}")
@@ -129,15 +159,17 @@ class Cluster:
 
 
 def with_data(options: Options, argv: Sequence[str], cluster: Cluster) -> list[str]:
-    """The options for the head: a corpus or tokenizer that lies here is copied there, and named by its place there."""
-    there = list(argv)
-    for option, place in (("--data.corpus", options.data.corpus), ("--data.tokenizer", options.data.tokenizer)):
-        if Path(place).exists():
-            # A place of its own for each, by a name that needs no quoting.
-            kind = option.rpartition(".")[2]
-            remote = f"data/{kind}/{re.sub(r'[^A-Za-z0-9._-]', '_', Path(place).resolve().name)}"
-            cluster.copy(place, f"{_HOME}/{remote}")
-            there += [option, remote]
+    """The options for the head: a corpus or tokenizer that lies here is copied there, and named by its place there.
+
+    Each sweep has its own copy, by a name that needs no quoting.
+    """
+    here, there = anchored(options.data), list(argv)
+    for name in ("corpus", "tokenizer"):
+        place = Path(getattr(here, name))
+        if place.is_absolute():
+            remote = f"data/{options.sweep_name}/{name}/{re.sub(r'[^A-Za-z0-9._-]', '_', place.name)}"
+            cluster.copy(str(place), f"{_HOME}/{remote}", anew=True)
+            there += [f"--data.{name}", remote]
     return there
 
 
@@ -148,32 +180,50 @@ def main(argv: list[str]) -> int:
     path, command, *rest = argv
     options = parse(Options, rest, Options.of, f"python cluster/sweep.py {path} {command}")
     check(options.command == "run", f"{options.command} is no command here; {usage}")
-    # Only to start with are all machines needed: with one of them lost a sweep is still to be stopped or fetched.
-    cluster, name = Cluster(path, reach=command == "run"), options.sweep_name
+    cluster, name = Cluster(path, to_start=command == "run"), options.sweep_name
     sdk.configure_logging(log_style="record", color_mode="false", verbosity=-1)
+    logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
     if command == "down":
         return cluster.down()
     if command == "stop":
         return 0 if cluster.on_head("stop", name) else 2
     status = 0
     if command == "run":
+        _check_shared(options.results, cluster)
         if cluster.answer("status", name) == RUNNING:  # its code is not to change under it
             print(f"{name} is running already; following it")
         else:
             cluster.copy_project()
             if not cluster.on_head("start", name, *with_data(options, rest, cluster), "--name", name):
                 return 2
+        again = f"to follow it again:\n  {shlex.join(['python', *sys.argv])}"
         try:
             if not cluster.on_head("follow", name):
-                status = int(cluster.answer("status", name))
+                ended = cluster.answer("status", name)
+                check(ended != RUNNING, f"lost sight of {name}, which goes on; {again}")
+                status = int(ended)
         except KeyboardInterrupt:
-            print(f"\nthe sweep goes on; to follow it again:\n  {shlex.join(['python', *sys.argv])}")
+            print(f"\nthe sweep goes on; {again}")
             return 130
     if not cluster.on_head("fetch", name, options.results):
         return status or 2
-    cluster.copy(f"results/{name}", f"{_HOME}/{FETCHED}/{name}", down=True)
-    print(f"report: results/{name}/report/report.md")
+    here = Path("results") / f"on-{cluster.name}" / name  # beside sweeps of this machine, which may have its name
+    for part in ("report", "tensorboard"):  # event files have new names each time, and would be drawn twice
+        shutil.rmtree(here / part, ignore_errors=True)
+    cluster.copy(str(here), f"{_HOME}/{FETCHED}/{name}", down=True)
+    print(f"report: {here}/report/report.md")
     return status
+
+
+def _check_shared(results: str, cluster: Cluster) -> None:
+    """`ConfigError` for results that the machines cannot share, before a machine is paid for."""
+    if "://" not in results:
+        check(
+            cluster.provider == "local" and Path(results).is_absolute(),
+            f"--results is {results}, a folder of the head alone; give "
+            + ("a folder that all machines see at the same path (NFS), or " * (cluster.provider == "local"))
+            + "a URI such as s3://bucket/lahr",
+        )
 
 
 if __name__ == "__main__":

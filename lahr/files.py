@@ -58,13 +58,13 @@ class Folder:
     @property
     def name(self) -> str:
         """Its last part."""
-        return PurePosixPath(self.uri.partition("?")[0]).name
+        return PurePosixPath(self._split()[0]).name
 
     @property
     def parent(self) -> "Folder":
         """The folder that this one lies in."""
-        base, query, options = self.uri.partition("?")
-        return Folder(f"{base.rstrip('/').rpartition('/')[0]}{query}{options}")
+        base, options = self._split()
+        return Folder(f"{base.rstrip('/').rpartition('/')[0]}{options}")
 
     @property
     def is_local(self) -> bool:
@@ -89,8 +89,15 @@ class Folder:
     def child(self, name: str) -> "Folder":
         """The folder `name` below this one."""
         self._parts(name)
-        base, query, options = self.uri.partition("?")  # options of an object store stay at the URI's end
-        return Folder(f"{base.rstrip('/')}/{name}{query}{options}")
+        base, options = self._split()
+        return Folder(f"{base.rstrip('/')}/{name}{options}")
+
+    def _split(self) -> tuple[str, str]:
+        """The place, and options of an object store, which stay at the URI's end."""
+        if self.is_local:  # where `?` is a letter
+            return self.uri, ""
+        base, query, options = self.uri.partition("?")
+        return base, query + options
 
     def _patiently(self, doing: str, name: str, attempt: Callable[[fs.FileSystem, str], Value]) -> Value:
         """`attempt(filesystem, path of name)`; opening is part of it, since S3 may be asked for a bucket's region."""

@@ -71,7 +71,7 @@ class Demands:
             return str(error)
         if seen != self.nonce:
             return (
-                "does not see the driver's files in {self.results}, so it is not the same place there; give "
+                f"does not see the driver's files in {self.results}, so it is not the same place there; give "
                 "--results a path that every machine shares, or a URI such as s3://…"
             )
         return None

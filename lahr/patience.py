@@ -36,6 +36,7 @@ _STAYS = re.compile(
 Value = TypeVar("Value")
 _limit: ContextVar[float | None] = ContextVar("limit", default=None)
 _alive: ContextVar[Callable[[], None]] = ContextVar("alive", default=lambda: None)
+_may: ContextVar[Callable[[], None]] = ContextVar("may", default=lambda: None)
 _given_up = threading.Event()
 
 
@@ -67,6 +68,17 @@ def showing_life(alive: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _alive.reset(token)
+
+
+@contextmanager
+def before_each_try(may: Callable[[], None]) -> Iterator[None]:
+    """Inside the block (and this thread) `may` is called right before storage is asked, each time; what it raises ends
+    the waiting. For what may be done only as long as something holds that can change while one waits."""
+    token = _may.set(may)
+    try:
+        yield
+    finally:
+        _may.reset(token)
 
 
 def is_limited() -> bool:
@@ -101,6 +113,9 @@ def patiently(doing: str, attempt: Callable[[], Value]) -> Value:
     began, pause, waiting = time.monotonic(), _FIRST_PAUSE_S, False
     while True:
         try:
+            may = _may.get()
+            with before_each_try(lambda: None):  # it may ask storage itself
+                may()
             value = attempt()
         except (FileNotFoundError, FileExistsError, StorageError):
             raise

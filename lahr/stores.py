@@ -2,6 +2,7 @@
 
 import functools
 import re
+from datetime import timedelta
 from urllib.parse import parse_qsl
 
 from pyarrow import fs
@@ -18,6 +19,11 @@ def opened(uri: str, impatient: bool, process: int) -> tuple[fs.FileSystem, str]
     """The filesystem of a URI and the path in it. Kept, since its connections are; but not over a fork, hence the
     number of the process. An impatient one gives up sooner where nobody answers."""
     filesystem, path = fs.FileSystem.from_uri(uri)
+    if isinstance(filesystem, fs.GcsFileSystem):  # by itself it tries again for a quarter of an hour
+        make, (options,) = filesystem.__reduce__()
+        filesystem = make(
+            {**options, "retry_time_limit": timedelta(seconds=_CONNECT_S if impatient else _ANSWER_S)}
+        )
     if isinstance(filesystem, fs.S3FileSystem):
         # Patience is ours: by itself it tries again for six seconds, or a hundred where a server says nothing. A URI
         # cannot tell it so; hence once more from the options that it was made with, as pickling knows them.

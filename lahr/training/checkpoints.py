@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from lahr.errors import StorageError, check
 from lahr.files import TEMPORARY, Folder
+from lahr.patience import before_each_try
 from lahr.training import shards
 from lahr.training.parallel import from_first, together
 from lahr.training.progress import Progress
@@ -62,8 +63,8 @@ def nobody_else() -> None:
 def save(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[], None] = nobody_else) -> None:
     """Writes `step-N/` below `folder`, its manifest last, and removes those that are no longer needed.
 
-    `may_write` is called before the first byte and again before the manifest, and raises where another attempt has
-    taken this trial over.
+    `may_write` is called before the first byte and again before the manifest, each time that storage is asked, and
+    raises where another attempt has taken this trial over.
     """
     place = f"step-{checkpoint.step}"
     tensors = {k: v.contiguous() for k, v in checkpoint.kept_tensors().items()}
@@ -102,10 +103,10 @@ def save_sharded(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[],
 
 
 def _begin(folder: Folder, place: str, may_write: Callable[[], None]) -> None:
-    may_write()
     # A folder being rewritten is no checkpoint until it is whole again; and shards of another number of processes
     # would be taken for these ones'.
-    folder.remove(place)
+    with before_each_try(may_write):
+        folder.remove(place)
     if folder.is_local:  # an object store has no unfinished files
         for name in folder.names():
             inside = [f"{name}/{each}" for each in folder.names(name)] if _step_of(name) is not None else []
@@ -120,11 +121,11 @@ def _finish(
     place = f"step-{checkpoint.step}"
     state = json.dumps({**checkpoint.meta, "step": checkpoint.step}).encode()
     folder.write(f"{place}/state.json", state)
-    may_write()
-    folder.write_json(f"{place}/manifest.json", {**hashes, "state.json": hashlib.sha256(state).hexdigest()})
-    folder.write_json(_NEWEST, checkpoint.step)
-    for step in _steps(folder)[1 if checkpoint.has_ended else _KEPT :]:
-        folder.remove(f"step-{step}")
+    with before_each_try(may_write):
+        folder.write_json(f"{place}/manifest.json", {**hashes, "state.json": hashlib.sha256(state).hexdigest()})
+        folder.write_json(_NEWEST, checkpoint.step)
+        for step in _steps(folder)[1 if checkpoint.has_ended else _KEPT :]:
+            folder.remove(f"step-{step}")
 
 
 def newest(

@@ -3,19 +3,24 @@
 import re
 import socket
 
-from lahr.errors import ConfigError
+from lahr.errors import ConfigError, check
 
 _ADDRESS_S = 5.0
 
 
 def refuse_a_dead_one(address: str) -> None:
     """`ConfigError` where nothing listens at host:port; Ray itself would go on trying for minutes."""
-    at = re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address)
+    check(
+        "://" not in address,
+        f"--address is {address!r}; a sweep has to run inside of the cluster: give its head's host:port (6379), or use "
+        "cluster/sweep.py from outside",
+    )
+    at = re.fullmatch(r"\[?([^/\]]+)\]?:(\d+)", address)
     if at is None:
         return  # `local`, `auto`: nothing to ask
     try:
         socket.create_connection((at[1], int(at[2])), timeout=_ADDRESS_S).close()
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, UnicodeError) as error:
         raise no_ray(address, error) from error
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.chaos.report import write
 from tests.chaos.sweeps import trials
 from tests.cluster.conftest import cluster as cluster  # the fixture
 
+_PASSED, _MADE = pytest.StashKey[bool](), pytest.StashKey[bool]()
 ROWS = Path(os.environ.get("LAHR_CHAOS", ".tmp/chaos"))
 
 
@@ -21,12 +23,21 @@ def row(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     said: list[dict] = []
 
     def say(fault: str, held: str, **figures: object) -> None:
-        said.append({"fault": fault, "held": held, "figures": figures})
+        said.append({"fault": fault, "held": held, "figures": figures, "measured": time.strftime("%Y-%m-%d")})
 
     yield say
-    ROWS.mkdir(parents=True, exist_ok=True)
-    for one in said:
-        (ROWS / f"{request.node.name}.json").write_text(json.dumps(one))
+    if said and request.node.stash.get(_PASSED, False):
+        ROWS.mkdir(parents=True, exist_ok=True)
+        (ROWS / f"{request.node.name}.json").write_text(json.dumps(said[0]))
+        request.session.stash[_MADE] = True
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo) -> Iterator[None]:
+    report = yield
+    if call.when == "call":
+        item.stash[_PASSED] = report.passed
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +61,6 @@ def alone(_here: Here) -> tuple[dict[str, dict], float]:
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Writes the page from all rows there are, so that rows may be made one by one."""
-    if exitstatus == 0 and ROWS.exists():
+    """Writes the page from all rows there are, so that rows may be made one by one; not where none was made now."""
+    if session.stash.get(_MADE, False):
         write([json.loads(path.read_text()) for path in sorted(ROWS.glob("*.json"))])

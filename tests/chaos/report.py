@@ -2,7 +2,6 @@
 
 import os
 import platform
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,10 @@ _BEGIN, _END = "<!-- rows: make chaos -->", "<!-- end of rows -->"
 
 def write(rows: Sequence[dict[str, Any]]) -> None:
     """Puts the rows into the page, between its two marks."""
+    days = sorted(row["measured"] for row in rows)
+    when = " to ".join(sorted({days[0], days[-1]}))
     lines = [
-        f"Measured {time.strftime('%Y-%m-%d')} on {os.cpu_count()} cores, {platform.system()}, by `make chaos`.",
+        f"Measured {when} on {os.cpu_count()} cores, {platform.system()}, by `make chaos`.",
         "",
         "| fault, in the middle of a sweep | what held | figures |",
         "|---|---|---|",

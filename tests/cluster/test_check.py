@@ -36,6 +36,12 @@ def changed(tmp_path: Path) -> Changed:
     return problems
 
 
+@pytest.mark.parametrize(("old", "new"), [("type: local", "type: []"), ("head_ip: 127.0.0.1", "head_ip: {{HEAD}}")])
+def test_what_is_no_text_where_text_is_due_is_said(changed, old, new):
+    """Seen to fail: TypeError."""
+    assert changed("local", old, new)
+
+
 def test_machines_of_ones_own_are_fine(changed):
     assert changed("local", "ours", "ours") == []
 

@@ -95,6 +95,25 @@ def test_no_port_answers_who_has_no_token_and_the_dashboard_is_on_loopback(clust
                 assert answer is None or answer == "401" or answer.startswith("# HELP"), (host, port, path, answer)
 
 
+def test_the_dashboard_and_its_jobs_answer_only_who_has_the_token(cluster):
+    """Asked on the head itself, as through a tunnel. Seen to fail with RAY_AUTH_MODE left out of the start command."""
+
+    def answer(path: str, token: str) -> str:
+        ask = (
+            "import sys, urllib.error, urllib.request as r\n"
+            "asked = r.Request('http://127.0.0.1:8265/' + sys.argv[1])\n"
+            "if sys.argv[2]: asked.add_header('Authorization', 'Bearer ' + sys.argv[2])\n"
+            "try: print(r.urlopen(asked, timeout=20).status)\n"
+            "except urllib.error.HTTPError as error: print(error.code)"
+        )
+        return cluster.hosts.run(1, f'python3 -c "{ask}" "{path}" "{token}"').stdout.strip()
+
+    for path in ("api/jobs/", "api/cluster_status", "nodes?view=summary"):
+        assert answer(path, "") in ("401", "403"), path
+        assert answer(path, "0123456789abcdef" * 4) in ("401", "403"), path
+        assert answer(path, "$(cat ~/.ray/auth_token)") == "200", path
+
+
 def test_tear_down_leaves_no_process_of_rays(cluster):
     """Seen to fail without what the file's comment says to do after `ray down`: raylets stayed."""
     assert all(cluster.hosts.pids(host, RAY) for host in cluster.hosts.all)

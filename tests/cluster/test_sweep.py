@@ -1,13 +1,20 @@
 """`cluster/sweep.py`: what it refuses before it asks anyone, and a sweep on hosts from a laptop that is closed."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from sweep import _check_shared, with_data
 
+from lahr.errors import ConfigError
+from lahr.presets import preset
+from sweeps.engine.options import Options
 from tests.cluster.namespaces import PROJECT, until
 from tests.cluster.on_prem import OnPrem
 
@@ -38,6 +45,61 @@ def test_what_cannot_be_used_is_one_line_before_anyone_is_asked(argv, expected):
     assert len(error.strip().splitlines()) == 1
 
 
+def test_a_cluster_that_is_not_up_is_said_with_what_to_do(tmp_path):
+    """Seen to fail: a traceback of Ray's. What is wrong with the file or the machines is not asked to stop a sweep."""
+    path = tmp_path / "own.yaml"
+    path.write_text(
+        f"cluster_name: {tmp_path.name}\nprovider: {{type: local, head_ip: 127.0.0.77, worker_ips: []}}\n"
+        "auth: {ssh_user: me, ssh_private_key: ~/.ssh/lost}\nmax_workers: 0\n"
+    )
+    for command in ("stop", "fetch"):
+        status, error = said(str(path), command, "--preset", "smoke")
+        assert status == 2
+        assert "is not up, as far as this machine knows" in error and "--no-restart" in error
+        assert len(error.strip().splitlines()) == 1
+    status, error = said(str(tmp_path / "nowhere.yaml"), "stop")
+    assert status == 2 and "nowhere.yaml is no cluster's" in error
+
+
+@pytest.mark.parametrize(
+    ("provider", "results", "fine"),
+    [
+        ("aws", "results", False),
+        ("aws", "/shared/lahr", False),
+        ("gcp", "gs://bucket/lahr", True),
+        ("local", "results", False),
+        ("local", "/shared/lahr", True),
+        ("local", "s3://bucket/lahr", True),
+    ],
+)
+def test_results_that_machines_cannot_share_are_refused_before_one_is_paid_for(provider, results, fine):
+    """Seen to fail: a GPU machine was started, and said so then."""
+    with contextlib.nullcontext() if fine else pytest.raises(ConfigError, match=r"folder of the head alone.*s3://"):
+        _check_shared(results, SimpleNamespace(provider=provider))
+
+
+def test_data_of_the_laptop_has_a_place_of_its_own_for_each_sweep(tmp_path, monkeypatch):
+    """A corpus of the project's stays what it is, whatever lies here. Seen to fail: a folder `stories` was copied, and
+    corpus and tokenizer of one name overwrote each other."""
+    monkeypatch.chdir(tmp_path)
+    copied = []
+    head = SimpleNamespace(copy=lambda local, remote, anew: copied.append((local, remote, anew)))
+    (tmp_path / "stories").mkdir()
+    (tmp_path / "a b").mkdir()
+    for name in ("a b/x.json", "x.json"):
+        (tmp_path / name).write_text("{}")
+    options = Options.of("smoke", preset("smoke"))
+    assert with_data(options, ["--seeds", "3"], head) == ["--seeds", "3"]
+    mine = replace(options, name="mine", data=replace(options.data, corpus="a b/x.json", tokenizer="x.json"))
+    assert with_data(mine, [], head) == [
+        *("--data.corpus", "data/mine/corpus/x.json"),
+        *("--data.tokenizer", "data/mine/tokenizer/x.json"),
+    ]
+    blank = replace(options, name="b", data=replace(options.data, corpus="a b"))
+    assert with_data(blank, [], head)[1] == "data/b/corpus/a_b"
+    assert copied[0] == (str(tmp_path / "a b/x.json"), "~/lahr/data/mine/corpus/x.json", True)
+
+
 @pytest.mark.hosts
 def test_a_sweep_goes_on_when_the_laptop_is_closed_and_its_report_comes_back(cluster: OnPrem, tmp_path: Path):
     """With data of the laptop's own. Seen to fail with a driver that was a child of the ssh session."""
@@ -63,19 +125,27 @@ def test_a_sweep_goes_on_when_the_laptop_is_closed_and_its_report_comes_back(clu
 
     again = cluster.hosts.laptop(f"{command} run {options}")
     assert "laptop is running already" in again.stdout
-    assert "report: results/laptop/report/report.md" in again.stdout
-    assert (tmp_path / "results" / "laptop" / "report" / "verdict.json").exists()
-    assert "mine.txt" in (tmp_path / "results" / "laptop" / "report" / "report.md").read_text()
+    here = "results/on-lahr-test-hosts/laptop"
+    assert f"report: {here}/report/report.md" in again.stdout
+    assert (tmp_path / here / "report" / "verdict.json").exists()
+    assert "mine.txt" in (tmp_path / here / "report" / "report.md").read_text()
+    events = {path.relative_to(tmp_path) for path in tmp_path.glob(f"{here}/tensorboard/trials/*/*/events*")}
+    assert len(events) == 8
+    cluster.hosts.laptop(f"{command} fetch {options}")
+    assert len(list(tmp_path.glob(f"{here}/tensorboard/trials/*/*/events*"))) == 8, "curves would be drawn twice"
     assert len(list(results.glob("trials/*/result.json"))) == 8
 
 
 @pytest.mark.hosts
 def test_stop_is_heard_and_the_same_command_carries_on(cluster: OnPrem, tmp_path: Path):
+    """And what it had reached is fetched meanwhile. Seen to fail: no report before the end."""
     options = f"--preset smoke --seeds 1 --results {cluster.hosts.shared}/results --name stopped"
     command = f"cd {tmp_path} && python {SCRIPT} {cluster.yaml}"
     running = subprocess.Popen(cluster.hosts.on_laptop(f"{command} run {options}"), stdin=subprocess.DEVNULL)
     results = cluster.results("stopped")
     until(lambda: len(list(results.glob("trials/*/result.json"))), 120, "a first result")
+    fetched = cluster.hosts.laptop(f"{command} fetch {options}").stdout
+    assert "report: results/on-lahr-test-hosts/stopped/report/report.md" in fetched
     assert "stopped is stopped" in cluster.hosts.laptop(f"{command} stop {options}").stdout
     # Interrupted, as Ctrl-C would: the laptop's command ends with the sweep's own status.
     assert running.wait(timeout=60) == 130

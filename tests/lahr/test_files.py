@@ -195,6 +195,15 @@ def test_a_place_that_cannot_be_written_to_is_said_within_seconds(object_store, 
         Folder.at(tmp_path / "results").check_writable()
 
 
+def test_a_question_mark_in_a_path_is_a_letter(tmp_path):
+    """Seen to fail: what should lie in `a?b` lay beside it."""
+    folder = Folder.at(tmp_path / "a?b")
+    folder.child("x").write("y", b"z")
+    assert (tmp_path / "a?b" / "x" / "y").read_bytes() == b"z"
+    assert folder.child("x").parent == folder
+    assert folder.name == "a?b"
+
+
 def test_a_file_is_made_once_where_the_disk_has_no_hard_links(tmp_path, monkeypatch):
     """Seen to fail: no sweep could hold its lease there."""
 

@@ -8,6 +8,7 @@ import pytest
 
 from lahr import patience
 from lahr.errors import ConfigError, StorageError
+from lahr.files import Folder
 
 
 def failing(*errors):
@@ -117,3 +118,19 @@ def test_who_waits_shows_life():
         patience.patiently("read x", failing(os_error(errno.EIO), os_error(errno.EIO)))
     patience.patiently("read x", failing(os_error(errno.EIO)))
     assert len(calls) == 2
+
+
+def test_what_may_be_done_is_asked_before_each_try():
+    """Not before all of them: what holds can change while one waits. It may ask storage itself."""
+    asked, folder = [], Folder.at("/")
+
+    def may() -> None:
+        folder.exists("tmp")
+        asked.append(1)
+        if len(asked) == 3:
+            raise RuntimeError("another has it now")
+
+    with pytest.raises(RuntimeError, match="another has it now"), patience.before_each_try(may):
+        patience.patiently("write x", failing(*[os_error(errno.ENOSPC)] * 9))
+    assert len(asked) == 3
+    assert patience.patiently("look", lambda: 7) == 7

@@ -73,6 +73,6 @@ def test_a_machine_says_what_it_lacks(tmp_path):
     other = replace(demands, versions={**demands.versions, "torch": "2.12.1"})
     assert "(the driver has 2.12.1)" in str(other.unmet())
     elsewhere = replace(demands, results=str(tmp_path / "another disk"))
-    assert "is not the same place there" in str(elsewhere.unmet())
+    assert f"files in {tmp_path / 'another disk'}, so it is not the same place there" in str(elsewhere.unmet())
     Demands.made(results)  # another start's
     assert "is not the same place there" in str(demands.unmet())

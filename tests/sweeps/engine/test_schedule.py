@@ -65,6 +65,19 @@ def test_an_address_where_no_ray_answers_is_said_at_once(monkeypatch):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])
+def test_an_address_outside_of_the_cluster_is_refused(address):
+    """Seen to fail: AttributeError, with the environment changed."""
+    with pytest.raises(ConfigError, match="inside of the cluster: give its head's"), schedule.connected(address):
+        pass
+
+
+def test_an_address_that_is_no_name_is_said():
+    """Seen to fail: UnicodeError."""
+    with pytest.raises(ConfigError, match="no Ray answers at"), schedule.connected("head..local:6379"):
+        pass
+
+
 def test_a_launch_survives_the_way_to_a_worker(make_design):
     trials = {trial.id: trial.config for trial in make_design().trials()}
     demands = Demands("results", "nonce", {"torch": "2.13.0"})

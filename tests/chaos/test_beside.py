@@ -50,7 +50,7 @@ def another_ray(tmp_path: Path) -> Iterator[tuple[subprocess.Popen, Path]]:
 
 
 def test_another_ray_on_the_machine(here: Here, alone, another_ray, row):
-    """Our trial driver and a training worker are killed beside it. Seen to fail:"""
+    """Our trial driver and a training worker are killed beside it."""
     expected, usual = alone
     other, counted = another_ray
     theirs = {title: below(other.pid, title) for title in ("gcs_server", "raylet/raylet", "ray::Other")}

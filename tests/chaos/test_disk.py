@@ -82,7 +82,6 @@ def test_no_room_until_the_end(full, here, alone, row):
 
 @pytest.mark.parametrize("full", ["checkpoint", "result"], indirect=True)
 def test_room_made_in_time(full, here, alone, row):
-    """Seen to fail:"""
     name, place, disk, when = full
     expected, usual = alone
     running = here.start(name, place=place, LAHR_STORAGE_PATIENCE="100")

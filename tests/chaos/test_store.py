@@ -115,7 +115,6 @@ def test_a_store_that_answers_503_for_a_while(here: Here, alone, object_store, r
 
 
 def test_a_store_that_is_gone(here: Here, alone, object_store, door: Door, row, tmp_path):
-    """Seen to fail:"""
     expected, usual = alone
     place = through(door, object_store.uri("gone"))
     running = here.start("gone", place=place, LAHR_STORAGE_PATIENCE=str(PATIENCE_S))

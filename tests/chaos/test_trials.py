@@ -74,7 +74,7 @@ def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row):
 
 
 def test_a_trial_that_diverges(here: Here, alone, row):
-    """A z loss so heavy that the first step leaves no finite weight. Seen to fail:"""
+    """A z loss so heavy that the first step leaves no finite weight."""
     expected, usual = alone
     running = here.start("diverges", "--extra mod:mod_z_loss=1e38")
     seconds = running.wait()

@@ -31,8 +31,11 @@ class Wrapped:
                 place[:] = [] if folder is None else [folder.parent.parent.name, folder.name]
                 yield from train(config, data, runtime, folder, *rest)
 
-            def counted(run):
+            def fault(run):
                 {fault}
+
+            def counted(run):
+                fault(run)
                 begun, now = run.step, time.time()
                 done = step(run)
                 if place and run.horizon == run.config.steps:  # a branch's steps are no trial's

@@ -74,14 +74,15 @@ def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row):
 
 
 def test_a_trial_that_diverges(here: Here, alone, row):
-    """A z loss so heavy that the first step leaves no finite weight."""
+    """Weights that are no numbers, in the middle. Seen to fail with a loss so heavy that it had to, but that clipping and
+    Adam made as light as any other."""
     expected, usual = alone
-    running = here.start("diverges", "--extra mod:mod_z_loss=1e38")
+    running = here.start("diverges", fault=f"{WHERE}next(run.model.parameters()).data.fill_(float('nan'))")
     seconds = running.wait()
-    found = others_are_the_same(running.results, expected, but=lambda trial: "mod_z_loss" in trial)
+    found = others_are_the_same(running.results, expected, but=is_memory)
     assert [result["status"] for result in found.values()] == ["diverged"]
     report = (running.results / "report" / "report.md").read_text()
-    assert re.search(r"(?m)^- Diverged: \S*mod_z_loss\S* seed 0$", report), report
+    assert re.search(r"(?m)^- Diverged: memory seed 0$", report), report
     verdict = json.loads((running.results / "report" / "verdict.json").read_text())
     assert len(verdict["diverged"]) == 1
     row(

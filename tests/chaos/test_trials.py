@@ -74,8 +74,8 @@ def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row):
 
 
 def test_a_trial_that_diverges(here: Here, alone, row):
-    """Weights that are no numbers, in the middle. Seen to fail with a loss so heavy that it had to, but that clipping and
-    Adam made as light as any other."""
+    """Weights that are no numbers, in the middle. Seen to fail with a loss so heavy that it had to diverge, but that
+    clipping and Adam made as light as any other."""
     expected, usual = alone
     running = here.start("diverges", fault=f"{WHERE}next(run.model.parameters()).data.fill_(float('nan'))")
     seconds = running.wait()

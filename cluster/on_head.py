@@ -2,7 +2,7 @@
 
     python cluster/on_head.py start NAME [options of sweeps/factorial.py]
     python cluster/on_head.py follow NAME
-    python cluster/on_head.py status NAME                  prints "running", its exit status, or why that is not known
+    python cluster/on_head.py status NAME                  prints `status: ` and "running", its exit status, or an error
     python cluster/on_head.py stop NAME
     python cluster/on_head.py fetch NAME RESULTS
 
@@ -78,12 +78,8 @@ def _exit_status(job: JobDetails) -> int:
 def status(client: JobSubmissionClient, name: str) -> int:
     """Prints whether the sweep runs, or its exit status; 1 where there is none."""
     jobs = _jobs(client, name)
-    if any(not job.status.is_terminal() for job in jobs):
-        print(RUNNING)
-    elif jobs:
-        print(_exit_status(jobs[0]))
-    else:
-        print(NEVER)
+    known = RUNNING if jobs and not jobs[0].status.is_terminal() else _exit_status(jobs[0]) if jobs else NEVER
+    print(f"status: {known}")
     return 0
 
 
@@ -134,4 +130,4 @@ if __name__ == "__main__":
     except (ConfigError, StorageError) as error:
         if sys.argv[1] != "status":  # of which the laptop reads the answer
             fail(error)
-        print(f"error: {error}")
+        print(f"status: error: {error}")

@@ -108,9 +108,9 @@ class Cluster:
             again += ", and if Ray runs there already (this laptop restarted, or is another one) with --no-restart"
         return ConfigError(f"the cluster of {self.path} is not up, as far as this machine knows ({error}); {again}")
 
-    def answer(self, *command: str) -> str:
-        """What `cluster/on_head.py` prints on the head for a question."""
-        there = shlex.join([".venv/bin/python", "cluster/on_head.py", *command])
+    def status(self, name: str) -> str:
+        """What the head says of the sweep: that it is running, or its exit status."""
+        there = shlex.join([".venv/bin/python", "cluster/on_head.py", "status", name])
         with quietly("ask the head"):
             try:
                 said = sdk.run_on_cluster(
@@ -118,9 +118,12 @@ class Cluster:
                 )
             except RuntimeError as error:
                 raise self._not_up(error) from error
-        last = (said.decode() if isinstance(said, bytes) else said or "").strip().rpartition("\n")[2].strip()
-        check(not last.startswith("error: "), last.removeprefix("error: "))
-        return last
+        text = said.decode(errors="replace") if isinstance(said, bytes) else said or ""
+        answer = re.search(r"^status: (error: )?(.*?)\s*$", text, re.MULTILINE)  # among what ssh and log-ins print
+        check(answer is not None, f"the head gave no answer that is understood: {' '.join(text.split())}")
+        assert answer is not None
+        check(answer[1] is None, answer[2])
+        return answer[2]
 
     def copy_project(self) -> None:
         """Copies the project's files to the head, as they are now; workers get the code from there."""
@@ -190,7 +193,7 @@ def main(argv: list[str]) -> int:
     status = 0
     if command == "run":
         _check_shared(options.results, cluster)
-        if cluster.answer("status", name) == RUNNING:  # its code is not to change under it
+        if cluster.status(name) == RUNNING:  # its code is not to change under it
             print(f"{name} is running already; following it")
         else:
             cluster.copy_project()
@@ -199,7 +202,7 @@ def main(argv: list[str]) -> int:
         again = f"to follow it again:\n  {shlex.join(['python', *sys.argv])}"
         try:
             if not cluster.on_head("follow", name):
-                ended = cluster.answer("status", name)
+                ended = cluster.status(name)
                 check(ended != RUNNING, f"lost sight of {name}, which goes on; {again}")
                 status = int(ended)
         except KeyboardInterrupt:

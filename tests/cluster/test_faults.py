@@ -12,9 +12,11 @@ from lahr.data import prepare
 from lahr.training.loop import train
 from sweeps.engine.results import Results
 from tests.chaos.stage import Stage
-from tests.chaos.sweeps import INTERVAL, STEPS
+from tests.chaos.sweeps import INTERVAL
 from tests.cluster.on_prem import OnPrem
 
+STEPS = 240
+OPTIONS = f"--seeds 1 --train.tokens {STEPS * 256} --train.checkpoints {STEPS // INTERVAL}"
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
 
 
@@ -28,7 +30,7 @@ def test_kills_and_a_lost_host_change_no_result(stage: Stage):
     """A worker, a driver, a raylet, the script and a host with its disk: every trial ends as it does undisturbed in
     this process, and what was finished is not done again."""
     hosts = stage.hosts
-    running = stage.start("disturbed")
+    running = stage.start("disturbed", OPTIONS)
     assert hosts.kill(stage.with_workers(running, (1, 2, 3)), "RayTrainWorker")
     running.until_finished(1)
     stage.with_workers(running, (1, 2, 3))
@@ -40,7 +42,7 @@ def test_kills_and_a_lost_host_change_no_result(stage: Stage):
     running.process.wait()
     kept = {path: path.stat().st_mtime_ns for path in running.results.glob("trials/*/result.json")}
 
-    running = stage.start("disturbed")
+    running = stage.start("disturbed", OPTIONS)
     stage.with_workers(running, (3,))
     hosts.lose(3)
     running.wait()

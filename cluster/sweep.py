@@ -194,7 +194,7 @@ def main(argv: list[str]) -> int:
     if command == "run":
         _check_shared(options.results, cluster)
         if cluster.status(name) == RUNNING:  # its code is not to change under it
-            print(f"{name} is running already; following it")
+            print(f"{name} is running already; following it", flush=True)
         else:
             cluster.copy_project()
             if not cluster.on_head("start", name, *with_data(options, rest, cluster), "--name", name):

@@ -27,7 +27,7 @@ from typing import Any
 import yaml
 from check import check as problems_of
 from click import ClickException
-from on_head import FETCHED, RUNNING
+from on_head import FETCHED, NEVER, RUNNING
 from ray.autoscaler import sdk
 
 from lahr.data import anchored
@@ -83,45 +83,47 @@ class Cluster:
         check(not problems, f"{path}: {'; '.join(problems)}")
         try:
             self.config: dict[str, Any] = yaml.safe_load(Path(path).read_text())
+            check(
+                "kind" not in self.config,
+                f"{path} is a {self.config.get('kind')}, which is the sweep itself: kubectl create -f {path} "
+                "starts it, and kubectl delete stops it",
+            )
             self.name, self.provider = str(self.config["cluster_name"]), self.config["provider"]["type"]
         except (OSError, yaml.YAMLError, LookupError, TypeError) as error:
             raise ConfigError(f"{path} is no cluster's: {' '.join(str(error).split())}") from error
-        check(
-            "kind" not in self.config,
-            f"{path} is a {self.config.get('kind')}; start it with kubectl apply -f {path}",
-        )
 
     def on_head(self, *command: str) -> bool:
         """Runs `cluster/on_head.py` on the head, its output here; whether it went well, all that Ray tells of it."""
-        there = shlex.join([".venv/bin/python", "cluster/on_head.py", *command])
         try:
-            sdk.run_on_cluster(self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}")
+            self._ask(*command)
         except (ClickException, subprocess.CalledProcessError):
             return False
-        except RuntimeError as error:
-            raise self._not_up(error) from error
         return True
 
-    def _not_up(self, error: Exception) -> ConfigError:
-        again = f"start it with `ray up {self.path}`"
-        if self.provider == "local":  # Ray knows it from a file in this machine's /tmp/ray
-            again += ", and if Ray runs there already (this laptop restarted, or is another one) with --no-restart"
-        return ConfigError(f"the cluster of {self.path} is not up, as far as this machine knows ({error}); {again}")
+    def _ask(self, *command: str, with_output: bool = False) -> Any:
+        there = shlex.join([".venv/bin/python", "cluster/on_head.py", *command])
+        try:
+            return sdk.run_on_cluster(
+                self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}", with_output=with_output
+            )
+        except RuntimeError as error:  # Ray's, where it knows of no head
+            again = f"start it with `ray up {self.path}`"
+            if self.provider == "local":  # Ray knows it from a file in this machine's /tmp/ray
+                again += (
+                    ", and if Ray runs there already (this laptop restarted, or is another one) with --no-restart"
+                )
+            raise ConfigError(
+                f"the cluster of {self.path} is not up, as far as this machine knows ({error}); {again}"
+            ) from error
 
     def status(self, name: str) -> str:
         """What the head says of the sweep: that it is running, or its exit status."""
-        there = shlex.join([".venv/bin/python", "cluster/on_head.py", "status", name])
         with quietly("ask the head"):
-            try:
-                said = sdk.run_on_cluster(
-                    self.path, cmd=f"cd {_HOME} && RAY_AUTH_MODE=token {there}", with_output=True
-                )
-            except RuntimeError as error:
-                raise self._not_up(error) from error
+            said = self._ask("status", name, with_output=True)
         text = said.decode(errors="replace") if isinstance(said, bytes) else said or ""
         answer = re.search(r"^status: (error: )?(.*?)\s*$", text, re.MULTILINE)  # among what ssh and log-ins print
-        check(answer is not None, f"the head gave no answer that is understood: {' '.join(text.split())}")
-        assert answer is not None
+        if answer is None:
+            raise ConfigError(f"the head gave no answer that is understood: {' '.join(text.split())}")
         check(answer[1] is None, answer[2])
         return answer[2]
 
@@ -204,6 +206,7 @@ def main(argv: list[str]) -> int:
             if not cluster.on_head("follow", name):
                 ended = cluster.status(name)
                 check(ended != RUNNING, f"lost sight of {name}, which goes on; {again}")
+                check(ended != NEVER, f"the head knows no more of {name} (was its Ray started anew?); {again}")
                 status = int(ended)
         except KeyboardInterrupt:
             print(f"\nthe sweep goes on; {again}")

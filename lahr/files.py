@@ -245,7 +245,12 @@ def _link(temporary: str, path: str) -> None:
         if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
             raise
         with open(temporary, "rb") as source, open(path, "xb") as target:
-            shutil.copyfileobj(source, target)
+            try:
+                shutil.copyfileobj(source, target)
+                target.flush()
+            except BaseException:  # else the next try would take a piece of its own for another's file
+                os.remove(path)
+                raise
 
 
 def _replace_on_disk(path: str, fill: Callable[[BinaryIO], object]) -> None:

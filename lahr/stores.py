@@ -3,6 +3,7 @@
 import functools
 import re
 from datetime import timedelta
+from typing import Any
 from urllib.parse import parse_qsl
 
 from pyarrow import fs
@@ -19,24 +20,21 @@ def opened(uri: str, impatient: bool, process: int) -> tuple[fs.FileSystem, str]
     """The filesystem of a URI and the path in it. Kept, since its connections are; but not over a fork, hence the
     number of the process. An impatient one gives up sooner where nobody answers."""
     filesystem, path = fs.FileSystem.from_uri(uri)
-    if isinstance(filesystem, fs.GcsFileSystem):  # by itself it tries again for a quarter of an hour
-        make, (options,) = filesystem.__reduce__()
-        filesystem = make(
-            {**options, "retry_time_limit": timedelta(seconds=_CONNECT_S if impatient else _ANSWER_S)}
-        )
+    # Patience is ours: by itself S3's client tries again for six seconds, or a hundred where a server says nothing, and
+    # Google's for a quarter of an hour. A URI cannot tell them so.
+    answer_s = _CONNECT_S if impatient else _ANSWER_S
     if isinstance(filesystem, fs.S3FileSystem):
-        # Patience is ours: by itself it tries again for six seconds, or a hundred where a server says nothing. A URI
-        # cannot tell it so; hence once more from the options that it was made with, as pickling knows them.
-        make, (options,) = filesystem.__reduce__()
-        filesystem = make(
-            {
-                **options,
-                "retry_strategy": fs.AwsStandardS3RetryStrategy(max_attempts=1),
-                "connect_timeout": _CONNECT_S,
-                "request_timeout": _CONNECT_S if impatient else _ANSWER_S,
-            }
-        )
+        retries = fs.AwsStandardS3RetryStrategy(max_attempts=1)
+        filesystem = _with(filesystem, retry_strategy=retries, connect_timeout=_CONNECT_S, request_timeout=answer_s)
+    elif isinstance(filesystem, fs.GcsFileSystem):
+        filesystem = _with(filesystem, retry_time_limit=timedelta(seconds=answer_s))
     return filesystem, path
+
+
+def _with(filesystem: fs.FileSystem, **changed: Any) -> fs.FileSystem:
+    """The same, made once more with other options: from those that pickling knows of it."""
+    make, (options,) = filesystem.__reduce__()
+    return make({**options, **changed})
 
 
 def look_at(uri: str) -> None:

@@ -159,7 +159,7 @@ def plan(options: Options, console: Console) -> int:
     wall = wall_seconds(pending, lanes, seconds)
     console.print(
         f"to run: {len(pending)} trials, {flops:.3g} FLOPs, about {wall / 60:.0f} minutes with {lanes} at a time on a "
-        f"machine like this one, {wall / 60 - training / 60:.0f} of them beside training: Ray's starts, checkpoints, "
+        f"machine like this one, {(wall - training) / 60:.0f} of them beside training: Ray's starts, checkpoints, "
         "and lanes that end before others"
     )
     sigma, source = _sigma(sweep.results, design)

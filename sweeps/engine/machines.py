@@ -15,7 +15,7 @@ _LAUNCH_S = 900.0
 _LEADING_BYTES = 0.95e9
 """What a launch takes of the head's memory: Tune's process, Train's controller, and four small ones (docs/scale.md)."""
 _START_S, _TRIAL_S = 20.0, 0.5
-"""What a launch takes to start, and a trial beside its steps and evaluations, on an idle core (docs/scale.md)."""
+"""What a launch takes to start, and a trial beside its steps and evaluations: guesses (docs/scale.md)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,6 @@ class Cluster:
     """CPU and GPU of each machine that is up."""
     grows: bool = False
     """Whether machines may join it: a Ray that was started here is one machine for good."""
-
     head_memory: float = math.inf
     """Bytes that Ray's processes may take on the head, where those that lead a launch are."""
 
@@ -58,23 +57,22 @@ class Cluster:
         `ConfigError` if not even one fits.
         """
         fitting = self.fitting(runtime)
-        if concurrency is not None and self.grows:
-            if fitting < 1:
-                _log.warning("%s now; waiting for it to start machines", self.wanting(runtime))
-            return self._told(concurrency, self.at_once(runtime, concurrency))
-        check(
-            fitting >= 1,
-            f"{self.wanting(runtime)}; lower --workers or --threads"
-            + (", or say with --concurrency how many trials it holds once it has started machines" * self.grows),
-        )
-        wanted = min(fitting, concurrency or fitting)
-        return self._told(wanted, self.at_once(runtime, wanted))
-
-    def _told(self, wanted: int, held: int) -> int:
-        if held < wanted:
+        if concurrency is None or not self.grows:
+            check(
+                fitting >= 1,
+                f"{self.wanting(runtime)}; lower --workers or --threads"
+                + (
+                    ", or say with --concurrency how many trials it holds once it has started machines" * self.grows
+                ),
+            )
+            concurrency = min(fitting, concurrency or fitting)
+        elif fitting < 1:
+            _log.warning("%s now; waiting for it to start machines", self.wanting(runtime))
+        held = self.at_once(runtime, concurrency)
+        if held < concurrency:
             _log.warning(
                 "%d trials at a time, not %d: what leads one takes %.1f GB of the head's memory, which has %.0f GB; a "
-                "larger head leads more", held, wanted, _LEADING_BYTES / 1e9, self.head_memory / 1e9,
+                "larger head leads more", held, concurrency, _LEADING_BYTES / 1e9, self.head_memory / 1e9,
             )  # fmt: skip
         return held
 

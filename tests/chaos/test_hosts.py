@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.chaos.here import SAME
 from tests.chaos.stage import Stage
 from tests.chaos.steps import Again, figures
 from tests.chaos.sweeps import INTERVAL, Fault, Running, newest_checkpoints, trials
@@ -20,7 +21,6 @@ from tests.cluster.namespaces import until
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(1800)]
 KILLS = int(os.environ.get("KILLS", "20"))
-SAME = "every trial finished, bit for bit as undisturbed"
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,7 @@ def said(*argv: str) -> tuple[int, str]:
         (["cluster/on_prem.yaml", "run", "--preset", "smal"], "did you mean 'small'?"),
         (["cluster/on_prem.yaml", "run", "plan"], "plan is no command here"),
         (["cluster/kuberay.yaml", "run"], "kuberay.yaml"),
+        (["cluster/kuberay.yaml", "stop"], "is a RayJob, which is the sweep itself: kubectl create"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_before_anyone_is_asked(argv, expected):

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 
@@ -249,6 +250,14 @@ def test_a_uri_with_credentials_is_refused_without_repeating_them(uri):
 def test_a_uri_without_credentials_passes_and_nobody_is_asked():
     """Seen to fail: S3 was asked for the region of the bucket, so that a worker failed while it was away."""
     assert Folder.at("s3://bucket/a@b/c").name == "c"
+
+
+def test_googles_client_leaves_patience_to_us():
+    """Seen to fail: it tried for a quarter of an hour, so that nothing was said within seconds."""
+    for impatient, seconds in ((True, 3), (False, 10)):
+        store, path = stores.opened("gs://anonymous@bucket/x", impatient, 1)
+        assert store.__reduce__()[1][0]["retry_time_limit"] == timedelta(seconds=seconds)
+        assert path == "bucket/x"
 
 
 def test_a_store_is_opened_once_in_a_process_and_a_folder_stays_a_plain_value(object_store):

@@ -173,6 +173,7 @@ def test_preemption(stage, disturbed):
     assert any(one.went_on_from % INTERVAL for one in again)
 
 
+@pytest.mark.timeout(1800 + 60 * KILLS)
 def test_random_kills(stage, undisturbed, row):
     """Workers, drivers, raylets, whole hosts and the script itself, at random moments, until so many are done."""
     chance = random.Random(20261126)

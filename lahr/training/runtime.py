@@ -119,6 +119,19 @@ def require(config: TrialConfig, runtime: Runtime) -> None:
         )
 
 
+def same_bits_each_time(device: str) -> None:
+    """From here on in this process, has a GPU add up in one order, so that the same trial ends in the same bits.
+
+    Without it gradients of embeddings, of gathered tokens and of attention are sums in whatever order the GPU's threads
+    come to: two runs of one trial part by 1e-3 nats, which is noise in a paired difference.
+    """
+    if device == "cuda":
+        # Read when cuBLAS is first used: workspaces of a fixed size, or products may split their sums differently.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+
+
 def reset_peak_memory(device: str) -> None:
     """Starts a new measurement of the peak, for this trial alone (on Linux; elsewhere it is the process's)."""
     if device == "cuda":

@@ -58,7 +58,8 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
                 "that is kept for all of its trials; leave the option out, or give --name another name",
             )
     else:
-        device = options.device if options.device != "auto" else "cuda" if has_gpu else "cpu"
+        shared = options.trials_per_gpu > 1  # who asks for a part of a GPU asks for a GPU
+        device = options.device if options.device != "auto" else "cuda" if has_gpu or shared else "cpu"
         check(
             options.trials_per_gpu == 1 or device == "cuda",
             f"--trials-per-gpu is {options.trials_per_gpu}, and trials run on {device}; leave it out, "

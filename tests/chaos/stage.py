@@ -40,6 +40,18 @@ class Stage:
         """Waits until all hosts are in the cluster again."""
         until(lambda: self.cluster.nodes() == len(self.hosts.all), seconds, self.cluster.log)
 
+    def made_whole(self, seconds: float = 60) -> int:
+        """Waits until all hosts are in the cluster again, some of them by a person's hand; how many."""
+        try:
+            self.whole(seconds)
+            return 0
+        except TimeoutError:
+            gone = [host for host in self.hosts.all if not self.hosts.pids(host, "raylet/raylet")]
+            for host in gone:
+                self.cluster.bring_back(host)
+            self.whole()
+            return len(gone)
+
     def with_workers(self, running: Running, among: tuple[int, ...] = (2, 3)) -> int:
         """A host on which a trial is well on its way, as far as its first checkpoint at least."""
         busy: list[int] = []

@@ -179,7 +179,7 @@ def test_random_kills(stage, undisturbed, row):
     chance = random.Random(20261126)
     expected = undisturbed.results
     done: dict[str, int] = {}
-    sweeps, again = 0, []
+    sweeps, again, by_hand = 0, [], 0
     began = time.monotonic()
     while sum(done.values()) < KILLS:
         name = f"kills{sweeps}"
@@ -199,13 +199,15 @@ def test_random_kills(stage, undisturbed, row):
         again += stage.taken_again(running)
         assert max((one.steps for one in again), default=0) <= INTERVAL
         sweeps += 1
-        stage.whole()
+        by_hand += stage.made_whole()
+        print(f"{sweeps} sweeps, {done}, {by_hand} by hand, {time.monotonic() - began:.0f} s", flush=True)
     kinds = ", ".join(f"{count} of a {what}" for what, count in sorted(done.items()))
     row(
         f"{sum(done.values())} random kills",
         SAME,
         kills=kinds,
         sweeps=sweeps,
+        hosts_brought_back_by_hand=by_hand,
         **figures(again, INTERVAL),
         minutes=f"{(time.monotonic() - began) / 60:.0f}",
     )

@@ -43,6 +43,11 @@ class OnPrem:
         active = re.search(r"Active:\n (\d+) local\.cluster\.node", said)
         return int(active[1]) if active else 0
 
+    def bring_back(self, host: int) -> None:
+        """Starts Ray on a worker that Ray's autoscaler has given up."""
+        said = self._said("ray start").replace("root@WORKER", f"root@{self.hosts.address(host)}")
+        self.hosts.laptop(said.replace("HEAD", self.hosts.address(1)), check=False)
+
     def log(self) -> str:
         """The end of what the autoscaler wrote."""
         return self.hosts.run(1, "tail -n 60 /tmp/ray/session_latest/logs/monitor.out", check=False).stdout

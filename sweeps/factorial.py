@@ -58,7 +58,7 @@ def run(options: Options, console: Console) -> int:
     sweep = study.resolve(options, console, has_gpu=False)
     results = sweep.results
     pending = results.pending(sweep.design)
-    check_room(sweep.design, len(pending), options.lanes_here, results.folder)
+    check_room(sweep.design, len(pending), study.lanes_here(sweep), results.folder)
     lease.refuse_if_held(results.folder)
     if not pending and results.exists():
         console.print("every trial of this design is finished; writing the report again")
@@ -80,6 +80,8 @@ def run(options: Options, console: Console) -> int:
             if cluster.grows:  # prepared here once, found by all machines, also those that come later
                 environment["machines"] = schedule.examine(demands)
                 prepared = publish(sweep.data, Folder.at(options.results).child(".data"))
+            else:
+                environment["machine"] += schedule.gpus()
             known = results.header()["estimated_seconds"] if results.exists() else {}
             seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
             results.begin(design, runtime, study.about(sweep, seconds), environment)
@@ -154,7 +156,7 @@ def plan(options: Options, console: Console) -> int:
             f"{seconds[trial.cell]:,.0f}",
         )
     console.print(table)
-    lanes, flops = options.lanes_here, sum(trial.flops for trial in pending)
+    lanes, flops = study.lanes_here(sweep), sum(trial.flops for trial in pending)
     training = sum(seconds[trial.cell] for trial in pending) / lanes
     wall = wall_seconds(pending, lanes, seconds)
     console.print(

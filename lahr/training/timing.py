@@ -7,20 +7,23 @@ import torch
 from lahr.config import TrialConfig
 from lahr.model import LAHR
 from lahr.training.optimizer import build_optimizer
-from lahr.training.runtime import Runtime
+from lahr.training.runtime import Runtime, same_bits_each_time
 
 
 def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> float:
     """Seconds that the trial's training and evaluations would take on this machine, from the best of `steps` steps.
 
-    Timed on random tokens with one row at least and about four windows, and scaled to the whole batch and to all
-    workers; evaluation is counted as a third of a training step's work for the same tokens. The steps and evaluations
-    of the runs that `train.decayed_points` branches off are counted too.
+    Timed on random tokens, a GPU with as many windows as it trains on at once, a CPU with about four (whole rows), and
+    scaled to the whole batch and to all workers; evaluation is counted as a third of a training step's work for the
+    same tokens. The steps and evaluations of the runs that `train.decayed_points` branches off are counted too.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(runtime.threads)
     segments = config.data.segments
     windows = min(max(4 // segments, 1) * segments, config.train.batch_size)
+    if runtime.device == "cuda":  # which a few windows would leave idle
+        windows = runtime.micro_batch or config.train.batch_size // runtime.workers
+    same_bits_each_time(runtime.device)
     model = LAHR(config.model, seed=0).to(runtime.device)
     optimizer = build_optimizer(model, config.train)
     tokens_BT = torch.randint(config.model.vocab_size, (windows, config.model.max_seq_len), device=runtime.device)

@@ -117,11 +117,6 @@ class Options:
             slots=(int(preset.on["memory_slots"]),),
         )
 
-    @property
-    def lanes_here(self) -> int:
-        """Trials at once on a machine like this one, unless it was said how many."""
-        return self.concurrency or max(1, (os.cpu_count() or 1) // (self.workers * self.threads))
-
     def factors(self) -> tuple[Factor, ...]:
         """The three factors at the levels that were asked for."""
         return (

@@ -121,6 +121,16 @@ def machines_now(grows: bool) -> Cluster:
     return Cluster(machines, grows, head.get("memory", math.inf))
 
 
+def gpus() -> str:
+    """The GPUs of all machines, to stand after their processor's name: ", 8 × H100"; empty where there is none."""
+    return "".join(_gpus_of(node["Resources"]) for node in ray.nodes() if node["Alive"])
+
+
+def _gpus_of(resources: Mapping[str, float]) -> str:
+    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    return f", {resources['GPU']:g} × {kinds[0] if kinds else 'GPU'}" if resources.get("GPU") else ""
+
+
 def _on_every_machine(settings: Mapping[str, str]) -> dict[str, Any]:
     """What processes of this sweep get on every machine: its settings, and the driver's own code, wherever they run."""
     handed = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ}
@@ -156,7 +166,7 @@ def examine(demands: Demands) -> str:
             if why:
                 said[ref] = why
             else:
-                kinds[kind] += 1
+                kinds[kind + _gpus_of(asked[ref]["Resources"])] += 1
         except Exception as error:  # of Ray, of the machine's environment, or of what it has installed
             said[ref] = f"cannot run this project: {str(error).strip().splitlines()[-1]}"
     there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}

@@ -1,5 +1,6 @@
 """From options to a design on prepared data, with what is decided once: the part that every study shares."""
 
+import multiprocessing
 import os
 import platform
 import shlex
@@ -7,11 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -22,6 +26,7 @@ from lahr.machine import processor
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
 from lahr.training.timing import seconds_per_trial
 from sweeps.engine.design import Design
+from sweeps.engine.machines import Cluster
 from sweeps.engine.options import Options
 from sweeps.engine.results import Results
 
@@ -104,14 +109,27 @@ def prepared(options: Options, console: Console) -> TokenData:
         )
 
 
+def lanes_here(study: Study) -> int:
+    """Trials at once on a machine like this one, unless it was said how many; one where not even that fits."""
+    machine = {"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}
+    return study.options.concurrency or max(1, Cluster((machine,)).fitting(study.runtime))
+
+
 def estimated_seconds(study: Study, say: Callable[[str], None]) -> dict[str, float]:
-    """Cell → seconds a trial would take, from a few timed steps here; on a GPU cluster, from FLOPs at a guess."""
-    first_block = replace(study.design, seeds=1).trials()
-    if study.runtime.device == "cuda":
+    """Cell → seconds a trial would take: from a few timed steps here; for GPUs of other machines a guess from FLOPs."""
+    cells = {trial.cell: trial for trial in replace(study.design, seeds=1).trials()}
+    runtime = study.runtime
+    if runtime.device == "cuda" and not torch.cuda.is_available():
         assumed = 1e14  # FLOP/s that a trial may reach on a current GPU; only the ratios matter for the schedule
-        return {trial.cell: trial.flops / assumed / study.runtime.workers for trial in first_block}
-    say(f"timing {len(first_block)} cells …")
-    return {trial.cell: seconds_per_trial(trial.config, study.runtime) for trial in first_block}
+        return {name: trial.flops / assumed / runtime.workers for name, trial in cells.items()}
+    say(f"timing {len(cells)} cells …")
+    configs = [trial.config for trial in cells.values()]
+    if runtime.device == "cpu":
+        seconds = [seconds_per_trial(config, runtime) for config in configs]
+    else:  # in a process that ends: this one would go on holding some of the GPU, and all of one that is exclusive
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+            seconds = list(other.map(seconds_per_trial, configs, repeat(runtime)))
+    return dict(zip(cells, seconds, strict=True))
 
 
 def environment() -> dict[str, Any]:

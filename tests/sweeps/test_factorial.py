@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 
 from lahr.data.stories import story
 from lahr.errors import ConfigError
@@ -134,6 +135,15 @@ def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_p
     for word in ("mod+latent+memory", "FLOPs", "64 trials", "← this plan", "an effect of 0.05 nats takes"):
         assert word in said
     assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_for_a_gpu_counts_its_gpu_and_not_its_cores(place, monkeypatch, capsys):
+    """Seen to fail on a machine with one GPU and 16 cores: 16 at a time, and a share of a GPU refused as one of a CPU."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    for words, lanes in ((["--device", "cuda"], 1), (["--trials-per-gpu", "4"], 4), ([], 16)):
+        assert factorial.main(["plan", *place, *words]) == 0
+        assert f"with {lanes} at a time" in " ".join(capsys.readouterr().out.split())
 
 
 def study(*words: str, own_ray: bool = False) -> subprocess.CompletedProcess[str]:

@@ -27,7 +27,8 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "60")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed")  # a page; we say it in a line
+# Pages, of what we say in a line.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|Raylet is terminated")
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
 # Statistics that every one of Ray's twenty processes gathers and nobody here reads: 4 % of two cores.
 os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
@@ -37,6 +38,7 @@ os.environ.setdefault("RAY_io_context_event_loop_lag_collection_interval_ms", "0
 
 import ray
 from ray import tune
+from ray.exceptions import NodeDiedError, TaskUnschedulableError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.stopper import Stopper
@@ -147,7 +149,8 @@ def _restore(environment: Mapping[str, str]) -> None:
 def examine(demands: Demands) -> str:
     """Asks every machine of the cluster whether it can take part; what they are, for the report.
 
-    `ConfigError` names those that cannot, and why. One that leaves meanwhile is not counted.
+    `ConfigError` names those that cannot, and why. One that leaves meanwhile is not counted, also where only the task
+    has noticed so far: Ray takes half a minute to believe it of a machine that it lists.
     """
     look = ray.remote(max_retries=0)(_look_at_this_machine)
     asked = {
@@ -160,6 +163,7 @@ def examine(demands: Demands) -> str:
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EXAMINED_S)
     said = dict.fromkeys(silent, f"did not answer within {_EXAMINED_S:.0f} s")
     kinds: Counter[str] = Counter()
+    left = []
     for ref in answered:
         try:
             why, kind = ray.get(ref)
@@ -167,19 +171,21 @@ def examine(demands: Demands) -> str:
                 said[ref] = why
             else:
                 kinds[kind + _gpus_of(asked[ref]["Resources"])] += 1
+        except (NodeDiedError, TaskUnschedulableError):
+            left.append(_name(asked[ref]))
         except Exception as error:  # of Ray, of the machine's environment, or of what it has installed
             said[ref] = f"cannot run this project: {str(error).strip().splitlines()[-1]}"
     there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    problems = []
-    for ref, why in said.items():
-        node = asked[ref]
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
-        if node["NodeID"] in there:
-            problems.append(f"{name} {why}")
-        else:
-            _log.warning("%s has left the cluster; going on without it", name)
+    left += [_name(asked[ref]) for ref in said if asked[ref]["NodeID"] not in there]
+    problems = [f"{_name(asked[ref])} {why}" for ref, why in said.items() if asked[ref]["NodeID"] in there]
+    for name in left:
+        _log.warning("%s has left the cluster; going on without it", name)
     check(not problems, "; ".join(problems))
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
+
+
+def _name(node: Mapping[str, Any]) -> str:
+    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
 def _look_at_this_machine(demands: Demands) -> tuple[str | None, str]:

@@ -138,7 +138,7 @@ def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_p
 
 
 def test_a_plan_for_a_gpu_counts_its_gpu_and_not_its_cores(place, monkeypatch, capsys):
-    """Seen to fail on a machine with one GPU and 16 cores: 16 at a time, and a share of a GPU refused as one of a CPU."""
+    """Seen to fail with one GPU and 16 cores: 16 at a time, and a share of a GPU refused as one of a CPU."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     for words, lanes in ((["--device", "cuda"], 1), (["--trials-per-gpu", "4"], 4), ([], 16)):

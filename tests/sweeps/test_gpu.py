@@ -17,9 +17,9 @@ pytestmark = [
 
 
 def test_trials_that_share_a_gpu_come_to_what_each_comes_to_alone(tmp_path: Path):
-    """Shared by two, four and one at a time; `auto` finds the GPU, and the report names it."""
+    """`auto` finds the GPU, and the report names it."""
     found = []
-    for share in (4, 2, 1):
+    for share in (4, 1):
         command = f"sweeps/factorial.py --preset smoke --seeds 1 --trials-per-gpu {share} --name shared-{share}"
         done = subprocess.run(
             [sys.executable, *command.split(), "--results", str(tmp_path), "--cache", str(tmp_path / "cache")],
@@ -30,4 +30,4 @@ def test_trials_that_share_a_gpu_come_to_what_each_comes_to_alone(tmp_path: Path
         assert torch.cuda.get_device_name().split()[1] in report, report
         found.append(trials(tmp_path / f"shared-{share}"))
     assert len(found[0]) == 8
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]

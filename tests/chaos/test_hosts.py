@@ -176,7 +176,8 @@ def test_preemption(stage, disturbed):
 
 @pytest.mark.timeout(1800 + 60 * KILLS)
 def test_random_kills(stage, undisturbed, row):
-    """Workers, drivers, raylets, whole hosts and the script itself, at random moments, until so many are done.
+    """Workers, drivers, raylets, whole hosts and the script itself, one to four of them at a random moment, then a pause
+    in which little more than a start fits; until so many are done.
 
     Seen to fail: a host whose raylet was killed just before the script was started again ended the sweep.
     """
@@ -189,10 +190,11 @@ def test_random_kills(stage, undisturbed, row):
         name = f"kills{sweeps}"
         running = stage.start(name)
         while running.finished() < len(expected) and kills.total() < KILLS:
-            time.sleep(chance.uniform(5, 25))
-            what = chance.choice(["worker", "worker", "driver", "raylet", "host", "script"])
-            kills[what] += _strike(stage, what, chance)
-            if what == "script" or running.process.poll():
+            time.sleep(chance.uniform(15, 50))
+            burst = chance.choices(["worker", "worker", "driver", "raylet", "host", "script"], k=chance.randint(1, 4))
+            for what in burst:
+                kills[what] += _strike(stage, what, chance)
+            if "script" in burst or running.process.poll():
                 if running.process.wait() == 2:
                     ends += 1
                     print(running.said()[-3000:], flush=True)

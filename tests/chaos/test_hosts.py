@@ -176,8 +176,8 @@ def test_preemption(stage, disturbed):
 
 @pytest.mark.timeout(1800 + 60 * KILLS)
 def test_random_kills(stage, undisturbed, row):
-    """Workers, drivers, raylets, whole hosts and the script itself, one to four of them at a random moment, then a pause
-    in which little more than a start fits; until so many are done.
+    """Workers, drivers, raylets, whole hosts and the script itself, one to four at a random moment, then a pause in which
+    little more than a start fits; until so many are done.
 
     Seen to fail: a host whose raylet was killed just before the script was started again ended the sweep.
     """

@@ -1,5 +1,6 @@
 """What `cluster/sweep.py` asks of the head: to run a sweep as a Ray job, which goes on when the laptop is closed.
 
+    python cluster/on_head.py gather NAME COUNT            waits until so many machines are there
     python cluster/on_head.py start NAME [options of sweeps/factorial.py]
     python cluster/on_head.py follow NAME
     python cluster/on_head.py status NAME                  prints `status: ` and "running", its exit status, or an error
@@ -17,6 +18,7 @@ import sys
 import time
 
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
+from ray.util.state import list_nodes
 
 from lahr.errors import ConfigError, StorageError, check
 from lahr.files import Folder
@@ -25,6 +27,7 @@ from lahr.options import fail
 _DASHBOARD = "http://127.0.0.1:8265"
 FETCHED = ".fetched"
 """Folder of the project on the head where what is to be fetched is laid."""
+_GATHERED_S = 300.0
 RUNNING, NEVER = "running", "never started"
 _FILES = ("design.json", "trials.parquet")
 
@@ -35,16 +38,33 @@ def _jobs(client: JobSubmissionClient, name: str) -> list[JobDetails]:
     return sorted(ours, key=lambda job: (not job.status.is_terminal(), job.start_time or 0), reverse=True)
 
 
+def gather(count: int) -> int:
+    """Waits until so many machines are in the cluster, a while: what they have decides how a sweep is begun."""
+    began, said = time.monotonic(), 0
+    while (there := len(list_nodes(_DASHBOARD, filters=[("state", "=", "ALIVE")]))) < count:
+        if time.monotonic() - began > _GATHERED_S:
+            print(f"going on with {there} of {count} machines; what the others have is not counted on", flush=True)
+            break
+        if there != said:
+            said = there
+            print(f"{there} of {count} machines are there; waiting for the others", flush=True)
+        time.sleep(2)
+    return 0
+
+
 def start(client: JobSubmissionClient, name: str, argv: list[str]) -> int:
     """Starts the sweep."""
     script = shlex.join([sys.executable, "sweeps/factorial.py", *argv])
-    client.submit_job(
-        entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {script}",
-        submission_id=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
-        metadata={"sweep": name},
-        # Ray ends a job that is to stop with SIGTERM, and three seconds later for good: too soon for last words.
-        runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}},
-    )
+    try:
+        client.submit_job(
+            entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {script}",
+            submission_id=f"{name}-{time.strftime('%Y%m%d-%H%M%S')}",
+            metadata={"sweep": name},
+            # Ray ends a job that is to stop with SIGTERM, and three seconds later for good: too soon for last words.
+            runtime_env={"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "60"}},
+        )
+    except RuntimeError as error:
+        raise ConfigError(f"Ray does not take the sweep: {' '.join(str(error).split())[-300:]}") from error
     return 0
 
 
@@ -115,6 +135,8 @@ def main(argv: list[str]) -> int:
     command, name, *rest = argv
     if command == "fetch":
         return fetch(name, rest[0])
+    if command == "gather":
+        return gather(int(rest[0]))
     try:
         client = JobSubmissionClient(_DASHBOARD)
     except Exception as error:

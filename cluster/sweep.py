@@ -34,6 +34,7 @@ from lahr.data import anchored
 from lahr.errors import ConfigError, check
 from lahr.options import parse, run
 from sweeps.engine.options import Options
+from sweeps.engine.results import Results
 
 COMMANDS = ("run", "stop", "fetch", "down")
 _PROJECT = Path(__file__).parents[1]
@@ -185,7 +186,9 @@ def main(argv: list[str]) -> int:
     path, command, *rest = argv
     options = parse(Options, rest, Options.of, f"python cluster/sweep.py {path} {command}")
     check(options.command == "run", f"{options.command} is no command here; {usage}")
-    cluster, name = Cluster(path, to_start=command == "run"), options.sweep_name
+    name = options.sweep_name
+    Results.at(options.results, name)  # before either stands in a command, or a job's description
+    cluster = Cluster(path, to_start=command == "run")
     sdk.configure_logging(log_style="record", color_mode="false", verbosity=-1)
     logging.getLogger("ray.autoscaler").setLevel(logging.WARNING)
     if command == "down":
@@ -199,6 +202,8 @@ def main(argv: list[str]) -> int:
             print(f"{name} is running already; following it", flush=True)
         else:
             cluster.copy_project()
+            if workers := cluster.config["provider"].get("worker_ips"):
+                cluster.on_head("gather", name, str(1 + len(workers)))
             if not cluster.on_head("start", name, *with_data(options, rest, cluster), "--name", name):
                 return 2
         again = f"to follow it again:\n  {shlex.join(['python', *sys.argv])}"

@@ -29,7 +29,7 @@ from lahr.machine import Demands
 from lahr.plain import from_dict
 from lahr.training.attempts import DEATHS, Attempt, Superseded, Watchdog
 from lahr.training.loop import train
-from lahr.training.parallel import first_says, from_first
+from lahr.training.parallel import first_says, from_first, lost_another
 from lahr.training.runtime import Runtime, require
 from lahr.training.watch import Watch
 
@@ -111,7 +111,7 @@ def _work(values: Mapping[str, Any]) -> None:
         for trial, config in launch.trials.items() if refusal is None else ():
             _try(launch, trial, config, reporter)
     except StorageError as error:  # raised on every rank, or on none
-        refusal = str(error)
+        refusal = f"{socket.gethostname()}: {error}"
     if refusal is not None:
         reporter.add({"refused": refusal}, flush=True)
         raise RuntimeError(refusal)
@@ -125,7 +125,7 @@ def _unfit(launch: Launch) -> str | None:
             _data(launch, config)
     except (ConfigError, OSError) as error:  # OSError: of this machine's own cache, too
         return f"{socket.gethostname()}: {error}"
-    unmet = launch.demands.unmet()
+    unmet = launch.demands.unmet(wait=patience.seconds())
     return unmet and f"{socket.gethostname()} {unmet}"
 
 
@@ -166,8 +166,8 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
             from_first(attempt.done)
     except (Superseded, StorageError):
         raise
-    except Exception:
-        if _is_first():
+    except Exception as error:
+        if not lost_another(error):  # that one's death stays counted, or what it raised
             attempt.failed(traceback.format_exc(limit=-3))
         raise
     finally:

@@ -2,13 +2,14 @@
 
 import os
 import platform
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from lahr.errors import StorageError
-from lahr.files import Folder
+from lahr.files import TEMPORARY, Folder
 
 _SAME = ("torch", "numpy", "pyarrow", "safetensors", "ray")
 """Packages whose version may change a result, or what files can be read."""
@@ -54,8 +55,11 @@ class Demands:
         results.write(_MARKER, nonce.encode())
         return Demands(results.uri, nonce, versions())
 
-    def unmet(self) -> str | None:
-        """Why this machine cannot take part, to stand after its name; None where it can."""
+    def unmet(self, wait: float = 0.0) -> str | None:
+        """Why this machine cannot take part, to stand after its name; None where it can.
+
+        The sweep's folder is waited for `wait` seconds: a machine that has just started may not have mounted it yet.
+        """
         mine = versions()
         other = [
             f"{name} {mine[name]} (the driver has {want})"
@@ -65,8 +69,16 @@ class Demands:
         if other:
             return f"has {', '.join(other)}; install the same lock file on every machine"
         place = Folder.at(self.results)
+        began = time.monotonic()
         try:
-            seen = place.read(_MARKER).decode() if place.exists(_MARKER) else None
+            while (seen := place.read(_MARKER).decode() if place.exists(_MARKER) else None) != self.nonce:
+                if time.monotonic() - began > wait:
+                    break
+                time.sleep(1)
+            else:
+                probe = f"probe-{uuid.uuid4().hex[:8]}{TEMPORARY}"
+                place.write(probe, b"")  # what can be read need not be writable here
+                place.remove(probe)
         except StorageError as error:
             return str(error)
         if seen != self.nonce:

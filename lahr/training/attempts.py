@@ -22,6 +22,7 @@ ERRORS, DEATHS = 3, 6
 """How often one trial may raise, and how often its process may die, at the same checkpoint in one start of the sweep.
 A death is as often the machine's doing as the trial's."""
 _FILE = "attempts.json"
+_DIED = "the worker died (killed, out of memory, or silent for longer than --hang-after)"
 
 
 class Superseded(Exception):
@@ -49,7 +50,6 @@ class Attempt:
             *where, why = known["error"].strip().splitlines() or [""]
             given_up = f"given up after {times} attempts at step {max(step, 0)}; the last one: {why}"
             return "\n".join([*where, given_up])
-        died = "the worker died (killed, out of memory, or silent for longer than --hang-after)"
         owner = uuid.uuid4().hex
         # Counted as a death until it is known to have ended in another way: who is killed cannot say so.
         folder.write_json(
@@ -59,7 +59,7 @@ class Attempt:
                 "step": step,
                 "errors": known["errors"],
                 "deaths": known["deaths"] + 1,
-                "error": died,
+                "error": _DIED,
                 "owner": owner,
             },
         )
@@ -72,9 +72,9 @@ class Attempt:
             raise Superseded(f"another attempt has taken over {self.folder.uri}")
 
     def failed(self, error: str) -> None:
-        """Notes that it raised `error`."""
+        """Notes that it raised `error`; once, if several of its processes say so."""
         known = _read(self.folder, self.start)
-        if known["owner"] == self.owner:
+        if known["owner"] == self.owner and known["error"] == _DIED:
             counted = {"errors": known["errors"] + 1, "deaths": known["deaths"] - 1, "error": error}
             self.folder.write_json(_FILE, {**known, **counted})
 

@@ -63,14 +63,15 @@ def nobody_else() -> None:
 def save(folder: Folder, checkpoint: Checkpoint, may_write: Callable[[], None] = nobody_else) -> None:
     """Writes `step-N/` below `folder`, its manifest last, and removes those that are no longer needed.
 
-    `may_write` is called before the first byte and again before the manifest, each time that storage is asked, and
-    raises where another attempt has taken this trial over.
+    `may_write` is called before each file, each time that storage is asked, and raises where another attempt has taken
+    this trial over.
     """
     place = f"step-{checkpoint.step}"
     tensors = {k: v.contiguous() for k, v in checkpoint.kept_tensors().items()}
     _begin(folder, place, may_write)
     data = safetensors.torch.save(tensors)
-    folder.write(f"{place}/{_WHOLE}", data)
+    with before_each_try(may_write):
+        folder.write(f"{place}/{_WHOLE}", data)
     _finish(folder, checkpoint, {_WHOLE: hashlib.sha256(data).hexdigest()}, may_write)
 
 
@@ -120,8 +121,8 @@ def _finish(
 ) -> None:
     place = f"step-{checkpoint.step}"
     state = json.dumps({**checkpoint.meta, "step": checkpoint.step}).encode()
-    folder.write(f"{place}/state.json", state)
     with before_each_try(may_write):
+        folder.write(f"{place}/state.json", state)
         folder.write_json(f"{place}/manifest.json", {**hashes, "state.json": hashlib.sha256(state).hexdigest()})
         folder.write_json(_NEWEST, checkpoint.step)
         for step in _steps(folder)[1 if checkpoint.has_ended else _KEPT :]:

@@ -99,6 +99,12 @@ def from_first(make: Callable[[], Value]) -> Value:
     return value  # type: ignore[return-value]
 
 
+def lost_another(error: Exception) -> bool:
+    """Whether this is what a process raises whose peer has died or ended: not a fault of what it was doing itself."""
+    # gloo's errors are RuntimeErrors that begin with the place in its source.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+
+
 def together(make: Callable[[], Value]) -> Value:
     """What `make` gives on this process; where it raises on one of them, what it raised there, on all; collective."""
     made: tuple[Value | None, Exception | None] = (None, None)

@@ -60,7 +60,12 @@ class Cluster:
         if concurrency is None or not self.grows:
             check(
                 fitting >= 1,
-                f"{self.wanting(runtime)}; lower --workers or --threads"
+                f"{self.wanting(runtime)}; "
+                + (
+                    "lower --workers or --threads"
+                    if self.gpus or runtime.device == "cpu"
+                    else "give --device cpu and no --trials-per-gpu"
+                )
                 + (
                     ", or say with --concurrency how many trials it holds once it has started machines" * self.grows
                 ),

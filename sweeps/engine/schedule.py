@@ -42,7 +42,7 @@ from ray.exceptions import NodeDiedError, TaskUnschedulableError
 from ray.tune.integration.ray_train import TuneReportCallback
 from ray.tune.search.basic_variant import BasicVariantGenerator
 from ray.tune.stopper import Stopper
-from ray.util.placement_group import PlacementGroup, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lahr import distributed, patience
@@ -66,6 +66,9 @@ _EXAMINED_S = 60.0
 _LOOK_S, _SILENT_S = 5.0, 60.0
 _FIRST_MACHINE_S = 1800.0
 """How long a cluster is given to start the first machine that holds a trial: clouds take minutes."""
+_UNHEARD_S = 180.0
+"""How long a placement group may hold a machine's resources before its workers have said that it is theirs."""
+_RESERVED = ".reserved.json"
 _DRIVER_DEATHS = 20
 _WORKER_ENV = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # also how often Ray Train takes a report; polling costs CPU
@@ -174,7 +177,8 @@ def examine(demands: Demands) -> str:
         except (NodeDiedError, TaskUnschedulableError):
             left.append(_name(asked[ref]))
         except Exception as error:  # of Ray, of the machine's environment, or of what it has installed
-            said[ref] = f"cannot run this project: {str(error).strip().splitlines()[-1]}"
+            why = str(error).strip() or type(error).__name__
+            said[ref] = f"cannot run this project: {why.splitlines()[-1]}"
     there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     left += [_name(asked[ref]) for ref in said if asked[ref]["NodeID"] not in there]
     problems = [f"{_name(asked[ref])} {why}" for ref, why in said.items() if asked[ref]["NodeID"] in there]
@@ -218,6 +222,8 @@ def run(
     `stopped`; what was done is kept.
     """
     relay = Relay({trial.id: trial for trial in pending}, observers)
+    if cluster.grows:
+        give_back_earlier(results.folder)
     lanes = cluster.lanes(runtime, concurrency)
     # Ray's own state is never read again: it stays on this machine, whatever happens to the results' storage.
     with tempfile.TemporaryDirectory(prefix="lahr-ray-", ignore_cleanup_errors=True) as storage:
@@ -251,6 +257,28 @@ def run(
     if not relay.over:
         relay.give_up_the_rest()
     return relay.outcome
+
+
+def give_back_earlier(results: Folder) -> None:
+    """Gives back what earlier starts of this sweep left reserved in this Ray, and notes this one for the next.
+
+    Ray 2.60 frees a dead driver's placement groups, but for one that was asked for while its processes died. It would
+    hold a machine for good; and where that is lost too, Ray asks for it anew without a pause, and for nothing else.
+    """
+    head = next((node["NodeID"] for node in ray.nodes() if "node:__internal_head__" in node["Resources"]), "")
+    known: dict[str, Any] = {"head": head, "jobs": []}
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        known = results.read_json(_RESERVED)
+    earlier = known["jobs"] if known["head"] == head else []  # another Ray counts its jobs anew
+    for group, about in placement_group_table().items():
+        if about["state"] != "REMOVED" and group.endswith(tuple(earlier)):
+            _remove(group)
+    results.write_json(_RESERVED, {"head": head, "jobs": [*earlier, ray.get_runtime_context().get_job_id()]})
+
+
+def _remove(group: str) -> None:
+    with contextlib.suppress(Exception):  # gone already
+        remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
 
 
 def _tune(
@@ -321,6 +349,9 @@ class _Ears(tune.Callback):
         self._generator, self._cluster = generator, cluster
         self._runtime, self._concurrency = runtime, concurrency
         self._groups: dict[int, str] = {}
+        """Launch → the placement group of its workers, as they have said."""
+        self._unheard: dict[str, float] = {}
+        """Placement group that nobody has spoken of → when it was first seen."""
         self._signals: dict[int, Any] | None = None
         self._heard = self._looked = self._began = time.monotonic()
         self._held = cluster.fitting(runtime) >= 1
@@ -356,8 +387,23 @@ class _Ears(tune.Callback):
         finds none where another Ray is visible on its machine: the launch's next attempt would wait for ever."""
         group = self._groups.pop(launch, None)
         if group is not None:
-            with contextlib.suppress(Exception):  # gone already
-                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(group))))
+            _remove(group)
+
+    def _free_unheard(self) -> None:
+        """Gives back what no workers hold: a launch that died while it started has told nobody of its group."""
+        now, job = time.monotonic(), ray.get_runtime_context().get_job_id()
+        holding = {
+            group
+            for group, about in placement_group_table().items()
+            if group.endswith(job)
+            and about["state"] in ("CREATED", "RESCHEDULING")
+            and not any("node:__internal_head__" in bundle for bundle in about["bundles"].values())  # Tune's own
+        }
+        self._unheard = {group: self._unheard.get(group, now) for group in holding - set(self._groups.values())}
+        for group, since in self._unheard.items():
+            if now - since > _UNHEARD_S:
+                _log.warning("giving back what a launch that died had reserved")
+                _remove(group)
 
     def on_step_begin(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """Puts itself in front of Tune's handler for Ctrl-C, which ends a run well but tells nobody why it ended; now
@@ -370,9 +416,11 @@ class _Ears(tune.Callback):
                 inner(number, frame)
 
             self._signals = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        if self._cluster.grows and time.monotonic() - self._looked > _LOOK_S:
+        if time.monotonic() - self._looked > _LOOK_S:
             self._looked = time.monotonic()
-            self._look()
+            self._free_unheard()
+            if self._cluster.grows:
+                self._look()
 
     def _look(self) -> None:
         """Follows machines that join and leave; says so where none is left, or nobody has reported for long."""

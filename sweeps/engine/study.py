@@ -32,6 +32,9 @@ from sweeps.engine.results import Results
 
 _VERSIONS = ("torch", "ray", "tokenizers", "datasets", "pyarrow", "numpy", "statsmodels", "tensorboard")
 
+_GPU_FLOPS = 1e14
+"""What a trial may reach on a current GPU, where no step can be timed."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -119,17 +122,21 @@ def estimated_seconds(study: Study, say: Callable[[str], None]) -> dict[str, flo
     """Cell → seconds a trial would take: from a few timed steps here; for GPUs of other machines a guess from FLOPs."""
     cells = {trial.cell: trial for trial in replace(study.design, seeds=1).trials()}
     runtime = study.runtime
-    if runtime.device == "cuda" and not torch.cuda.is_available():
-        assumed = 1e14  # FLOP/s that a trial may reach on a current GPU; only the ratios matter for the schedule
-        return {name: trial.flops / assumed / runtime.workers for name, trial in cells.items()}
-    say(f"timing {len(cells)} cells …")
     configs = [trial.config for trial in cells.values()]
+    guessed = {name: trial.flops / _GPU_FLOPS / runtime.workers for name, trial in cells.items()}
+    if runtime.device == "cuda" and not torch.cuda.is_available():
+        say(f"there is no GPU here to time a step on: seconds are a guess, at {_GPU_FLOPS:.0e} FLOP/s for each GPU")
+        return guessed
+    say(f"timing {len(cells)} cells …")
     if runtime.device == "cpu":
-        seconds = [seconds_per_trial(config, runtime) for config in configs]
-    else:  # in a process that ends: this one would go on holding some of the GPU, and all of one that is exclusive
+        return dict(zip(cells, [seconds_per_trial(config, runtime) for config in configs], strict=True))
+    try:  # in a process that ends: this one would go on holding some of the GPU, and all of one that is exclusive
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
-            seconds = list(other.map(seconds_per_trial, configs, repeat(runtime)))
-    return dict(zip(cells, seconds, strict=True))
+            return dict(zip(cells, other.map(seconds_per_trial, configs, repeat(runtime)), strict=True))
+    except RuntimeError as error:  # a cell too large for it: the others are to be trained all the same
+        why = str(error).strip().splitlines()[0]
+        say(f"a step could not be timed ({why}): seconds are a guess, at {_GPU_FLOPS:.0e} FLOP/s for each GPU")
+        return guessed
 
 
 def environment() -> dict[str, Any]:

@@ -141,7 +141,7 @@ def test_a_plan_for_a_gpu_counts_its_gpu_and_not_its_cores(place, monkeypatch, c
     """Seen to fail with one GPU and 16 cores: 16 at a time, and a share of a GPU refused as one of a CPU."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
-    for words, lanes in ((["--device", "cuda"], 1), (["--trials-per-gpu", "4"], 4), ([], 16)):
+    for words, lanes in ((["--device", "cuda"], 1), (["--trials-per-gpu", "4"], 4), (["--device", "cpu"], 16)):
         assert factorial.main(["plan", *place, *words]) == 0
         assert f"with {lanes} at a time" in " ".join(capsys.readouterr().out.split())
 

@@ -29,6 +29,15 @@ def test_a_trial_that_raises_is_given_up_with_its_error(tmp_path):
     begun(folder, "two")  # the next start tries again
 
 
+def test_processes_of_one_attempt_that_all_raise_are_one_error(tmp_path):
+    folder = Folder.at(tmp_path)
+    for _ in range(ERRORS - 1):
+        attempt = begun(folder)
+        attempt.failed("ValueError: on one")
+        attempt.failed("ValueError: on the other")
+    assert isinstance(Attempt.begin(folder, "one"), Attempt)
+
+
 def test_a_process_that_dies_is_given_more_attempts(tmp_path):
     folder = Folder.at(tmp_path)
     for _ in range(DEATHS):

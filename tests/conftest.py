@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from lahr.config import DataConfig, TrainConfig, TrialConfig
@@ -18,6 +19,9 @@ from lahr.data import TokenData, prepare
 from lahr.files import Folder
 from lahr.model_config import ModelConfig
 from lahr.presets import with_levels
+
+hypothesis.settings.register_profile("lahr", deadline=None)  # of a machine that does other work, it says nothing
+hypothesis.settings.load_profile("lahr")
 
 LEVELS = {"mod": {"mod_capacity": 0.25}, "latent": {"latent_iterations": 2}, "memory": {"memory_slots": 64}}
 CELLS = ("base", "mod", "latent", "memory", "mod+latent", "mod+memory", "latent+memory", "mod+latent+memory")

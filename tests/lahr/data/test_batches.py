@@ -94,7 +94,6 @@ def documents_of(lengths: list[int], shards: int = 1) -> Split:
 lengths_of_documents = st.lists(st.integers(1, 40), min_size=1, max_size=12)
 
 
-@settings(deadline=None)
 @given(
     lengths=lengths_of_documents, block=st.integers(1, 6), segments=st.integers(2, 4), shards=st.integers(1, 5),
     rows=st.integers(1, 5), seed=st.integers(0, 2**64 - 1),

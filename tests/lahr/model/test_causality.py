@@ -85,7 +85,7 @@ def test_a_shorter_sequence_gives_the_first_logits_of_the_longer_one(every, awak
 
 
 @torch.no_grad()
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(config=models(), t=st.integers(1, 23), seed=st.integers(0, 999), threshold=st.floats(-1, 1))
 def test_models_drawn_at_random_see_neither_later_tokens_nor_other_sequences(config, t, seed, threshold):
     """Caught: the exit's probability averaged over a sequence; a router's threshold taken from the batch."""

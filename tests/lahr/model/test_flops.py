@@ -65,7 +65,7 @@ def test_the_knn_memorys_cost_is_that_of_the_keys_it_holds(slots, segments, cell
     assert formula(config, segments=segments) == pytest.approx(seen, rel=1e-9)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(config=models())
 def test_parameters_and_cost_follow_the_formulas_in_models_drawn_at_random(config):
     """Caught: a core's second layer without its outer norms; a threshold router with a predictor counted."""

@@ -46,7 +46,7 @@ def test_left_padded_batches_decode_as_each_sequence_alone(every, awake, tokens_
             assert (logits[b, 24 - n :] - alone).abs().max() < EXACT
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(config=models(), lengths=st.lists(st.integers(1, 24), min_size=1, max_size=4), data=st.data())
 def test_decoding_is_exact_in_models_drawn_at_random(config, lengths, data):
     """Caught: the places of a routed chunk taken for its positions."""
@@ -140,7 +140,6 @@ def test_draws_follow_the_probabilities():
         assert (share - expected).abs().max() < 0.03  # four standard deviations
 
 
-@settings(deadline=None)
 @given(
     logits=st.lists(st.integers(-500, 500).map(lambda n: n / 100), min_size=2, max_size=12, unique=True),
     k=st.integers(1, 12),

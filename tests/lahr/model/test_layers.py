@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lahr.model import LAHR, layers
@@ -34,7 +34,6 @@ def test_the_span_is_between_the_causal_half_and_the_whole_square(length):
     assert (length + 1) / 2 <= span <= min(length, (length + layers.QUERY_SLICE) / 2)
 
 
-@settings(deadline=None)
 @given(i=st.integers(0, 40), j=st.integers(0, 40), shift=st.integers(0, 20))
 def test_a_product_of_rotated_vectors_depends_on_their_distance_alone(i, j, shift):
     """Caught: the sign of one of the two sines; angles that grow with the square of the position."""

@@ -22,7 +22,7 @@ def make(d_model=16, slots=49, heads=3, top_k=4, key_dim=6, seed=0, kind="produc
     return memory
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 9),
     k=st.integers(1, 9),
@@ -117,7 +117,6 @@ def test_use_of_nothing_is_refused():
         use_metrics(torch.zeros(4))
 
 
-@settings(deadline=None)
 @given(slots=st.integers(1, 40), heads=st.integers(1, 3), k=st.integers(1, 8), seed=st.integers(0, 99))
 def test_whole_slots_are_all_searched(slots, heads, k, seed):
     """Caught: one head's keys for all; the lowest scores."""

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lahr.model import LAHR
@@ -86,7 +86,6 @@ def test_a_token_that_is_not_chosen_passes_unchanged_to_the_bit():
         assert torch.equal(moved, record.selected_BT)
 
 
-@settings(deadline=None)
 @given(length=st.integers(1, 40), capacity=st.floats(0.01, 0.99), seed=st.integers(0, 999))
 def test_exactly_k_tokens_of_the_highest_scores_are_chosen_and_packed_in_order(length, capacity, seed):
     """Caught: floor for ceiling; the lowest scores; places in a random order."""
@@ -107,7 +106,6 @@ def test_the_capacity_is_not_fooled_by_rounding():
     assert [capacity_tokens(c, 100) for c in (0.07, 0.29, 0.125, 0.01)] == [7, 29, 13, 1]
 
 
-@settings(deadline=None)
 @given(mask=st.lists(st.lists(st.booleans(), min_size=9, max_size=9), min_size=1, max_size=4))
 def test_packing_puts_the_chosen_first_and_says_which_they_are(mask):
     """Caught: the places' truth read before sorting."""
@@ -119,7 +117,6 @@ def test_packing_puts_the_chosen_first_and_says_which_they_are(mask):
         assert real[b].tolist() == sorted(real[b].tolist(), reverse=True)
 
 
-@settings(deadline=None)
 @given(batch=st.integers(1, 5), length=st.integers(2, 30), capacity=st.floats(0.05, 0.9), seed=st.integers(0, 999))
 def test_an_observed_batch_passes_its_threshold_at_the_capacity_in_any_order(batch, length, capacity, seed):
     """Caught: the c quantile for 1 − c; the quantile of the first sequence alone; the start averaged in."""
@@ -240,7 +237,6 @@ def test_a_random_router_chooses_and_stays_as_it_started(cells, awake, tokens_BT
     assert all(p.grad is not None for n, p in random.named_parameters() if not n.endswith("router.weight"))
 
 
-@settings(deadline=None)
 @given(
     scores=st.lists(st.lists(st.floats(-9, 9), min_size=6, max_size=6), min_size=1, max_size=3),
     capacity=st.sampled_from([0.125, 0.5, 0.7]),

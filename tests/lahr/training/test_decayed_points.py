@@ -54,7 +54,7 @@ def drawing(monkeypatch):
     monkeypatch.setattr(loop._Run, "_step", drawn)
 
 
-@settings(deadline=None, max_examples=12)
+@settings(max_examples=12)
 @given(
     steps=st.integers(8, 30),
     warmup=st.integers(0, 4),

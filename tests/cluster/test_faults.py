@@ -15,7 +15,7 @@ from tests.chaos.stage import Stage
 from tests.chaos.sweeps import INTERVAL
 from tests.cluster.on_prem import OnPrem
 
-STEPS = 240
+STEPS = 180
 OPTIONS = f"--seeds 1 --train.tokens {STEPS * 256} --train.checkpoints {STEPS // INTERVAL}"
 pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
 

@@ -12,10 +12,10 @@ from sweeps.engine.design import Trial
 _log = logging.getLogger(__name__)
 _LAUNCH_S = 900.0
 """What a launch should carry, in estimated seconds: start-up is then a few per cent of it."""
-_LEADING_BYTES = 0.95e9
+_LEADING_BYTES = 1e9
 """What a launch takes of the head's memory: Tune's process, Train's controller, and four small ones (docs/scale.md)."""
-_START_S, _TRIAL_S = 20.0, 0.5
-"""What a launch takes to start, and a trial beside its steps and evaluations: guesses (docs/scale.md)."""
+_START_S, _TRIAL_S = 20.0, 0.8
+"""What a launch takes to start, and a trial beside its steps and evaluations, on two cores (docs/scale.md)."""
 
 
 @dataclass(frozen=True)

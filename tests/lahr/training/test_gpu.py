@@ -5,10 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
+from lahr.config import TrialConfig
+from lahr.data import prepare
 from lahr.files import Folder
+from lahr.presets import preset, with_levels
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
-from tests.lahr.training.test_loop import CELLS, OPTIONS, state, without_clock
+from tests.conftest import CELLS, LEVELS
+from tests.lahr.training.test_loop import OPTIONS, state, without_clock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none here")
 GPU = Runtime(device="cuda")
@@ -35,6 +39,19 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, precision
     assert [without_clock(r) for r in resumed] == [without_clock(r) for r in undisturbed]
     ours, theirs = state(cut, config, tiny_data), state(whole, config, tiny_data)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("factor", [None, *LEVELS])
+def test_at_a_size_that_fills_the_gpu_two_runs_end_in_the_same_bits(factor, tmp_path):
+    """Toy models do so by chance; these differ where sums have no fixed order (`benchmarks/same_bits.py`)."""
+    small = preset("small")
+    levels = {name: small.on[name] for name in LEVELS[factor]} if factor else {}
+    data = replace(small.data, train_tokens=1_000_000, validation_blocks=16)
+    lengths = {"tokens": 20 * small.train.batch_size * small.model.max_seq_len, "evaluations": 1, "checkpoints": 1}
+    config = TrialConfig(with_levels(small.model, levels), data, replace(small.train, **lengths), precision="bf16")
+    tokens = prepare(data, small.model.vocab_size, small.model.max_seq_len, tmp_path)
+    one, other = (without_clock(list(train(config, tokens, GPU))[-1]) for _ in range(2))
+    assert one == other
 
 
 def test_losses_are_those_of_the_cpu(config, tiny_data):

@@ -27,7 +27,7 @@ from lahr.options import fail
 _DASHBOARD = "http://127.0.0.1:8265"
 FETCHED = ".fetched"
 """Folder of the project on the head where what is to be fetched is laid."""
-_GATHERED_S = 300.0
+_GATHERED_S, _NODES = 300.0, 10_000
 RUNNING, NEVER = "running", "never started"
 _FILES = ("design.json", "trials.parquet")
 
@@ -41,7 +41,7 @@ def _jobs(client: JobSubmissionClient, name: str) -> list[JobDetails]:
 def gather(count: int) -> int:
     """Waits until so many machines are in the cluster, a while: what they have decides how a sweep is begun."""
     began, said = time.monotonic(), 0
-    while (there := len(list_nodes(_DASHBOARD, filters=[("state", "=", "ALIVE")]))) < count:
+    while (there := sum(node.state == "ALIVE" for node in list_nodes(_DASHBOARD, limit=_NODES))) < count:
         if time.monotonic() - began > _GATHERED_S:
             print(f"going on with {there} of {count} machines; what the others have is not counted on", flush=True)
             break

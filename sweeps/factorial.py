@@ -159,9 +159,10 @@ def plan(options: Options, console: Console) -> int:
     lanes, flops = study.lanes_here(sweep), sum(trial.flops for trial in pending)
     training = sum(seconds[trial.cell] for trial in pending) / lanes
     wall = wall_seconds(pending, lanes, seconds)
+    alone = " (each as if it had its GPU alone)" if sweep.runtime.trials_per_gpu > 1 else ""
     console.print(
         f"to run: {len(pending)} trials, {flops:.3g} FLOPs, about {wall / 60:.0f} minutes with {lanes} at a time on a "
-        f"machine like this one, {(wall - training) / 60:.0f} of them beside training: Ray's starts, checkpoints, "
+        f"machine like this one{alone}, {(wall - training) / 60:.0f} of them beside training: Ray's starts, checkpoints, "
         "and lanes that end before others"
     )
     sigma, source = _sigma(sweep.results, design)

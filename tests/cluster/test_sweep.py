@@ -39,6 +39,8 @@ def said(*argv: str) -> tuple[int, str]:
         (["cluster/nowhere.yaml", "run"], "cluster/nowhere.yaml: cannot be read"),
         (["cluster/on_prem.yaml", "run", "--preset", "smal"], "did you mean 'small'?"),
         (["cluster/on_prem.yaml", "run", "plan"], "plan is no command here"),
+        (["cluster/on_prem.yaml", "run", "--name", "a b; touch x"], "--name is 'a b; touch x'; use up to 128"),
+        (["cluster/on_prem.yaml", "run", "--results", "s3://KEY:SECRET@bucket/x"], "carries credentials, which would then stand in files"),
         (["cluster/kuberay.yaml", "run"], "kuberay.yaml"),
     ],
 )

@@ -162,8 +162,8 @@ def plan(options: Options, console: Console) -> int:
     alone = " (each as if it had its GPU alone)" if sweep.runtime.trials_per_gpu > 1 else ""
     console.print(
         f"to run: {len(pending)} trials, {flops:.3g} FLOPs, about {wall / 60:.0f} minutes with {lanes} at a time on a "
-        f"machine like this one{alone}, {(wall - training) / 60:.0f} of them beside training: Ray's starts, checkpoints, "
-        "and lanes that end before others"
+        f"machine like this one{alone}, {(wall - training) / 60:.0f} of them beside training: Ray's starts, "
+        "checkpoints, and lanes that end before others"
     )
     sigma, source = _sigma(sweep.results, design)
     for blocks in sorted({options.seeds, 5, 8, 12}):

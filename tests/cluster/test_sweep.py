@@ -40,7 +40,10 @@ def said(*argv: str) -> tuple[int, str]:
         (["cluster/on_prem.yaml", "run", "--preset", "smal"], "did you mean 'small'?"),
         (["cluster/on_prem.yaml", "run", "plan"], "plan is no command here"),
         (["cluster/on_prem.yaml", "run", "--name", "a b; touch x"], "--name is 'a b; touch x'; use up to 128"),
-        (["cluster/on_prem.yaml", "run", "--results", "s3://KEY:SECRET@bucket/x"], "carries credentials, which would then stand in files"),
+        (
+            ["cluster/on_prem.yaml", "run", "--results", "s3://KEY:SECRET@bucket/x"],
+            "URI carries credentials, which",
+        ),
         (["cluster/kuberay.yaml", "run"], "kuberay.yaml"),
     ],
 )

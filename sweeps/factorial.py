@@ -81,7 +81,7 @@ def run(options: Options, console: Console) -> int:
                 environment["machines"] = schedule.examine(demands)
                 prepared = publish(sweep.data, Folder.at(options.results).child(".data"))
             else:
-                environment["machine"] += schedule.gpus()
+                environment["machine"] += cluster.gpu_kinds
             known = results.header()["estimated_seconds"] if results.exists() else {}
             seconds = known if known.keys() == {c.name for c in design.cells()} else _timed(sweep, console)
             results.begin(design, runtime, study.about(sweep, seconds), environment)

@@ -28,6 +28,8 @@ class Cluster:
     """Whether machines may join it: a Ray that was started here is one machine for good."""
     head_memory: float = math.inf
     """Bytes that Ray's processes may take on the head, where those that lead a launch are."""
+    gpu_kinds: str = ""
+    """The GPUs of all machines, as `gpus_of` says them."""
 
     @property
     def gpus(self) -> float:
@@ -84,6 +86,12 @@ class Cluster:
 
 def _amounts(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{amount:.3g} {name}" for name, amount in resources.items())
+
+
+def gpus_of(resources: Mapping[str, float]) -> str:
+    """A machine's GPUs, to stand after its processor's name: ", 8 × H100"; empty where there is none."""
+    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
+    return f", {resources['GPU']:g} × {kinds[0] if kinds else 'GPU'}" if resources.get("GPU") else ""
 
 
 def launches(pending: Sequence[Trial], lanes: int, seconds: Mapping[str, float]) -> list[list[Trial]]:

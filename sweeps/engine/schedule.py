@@ -20,21 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-# Read by Ray when it is imported or started. Its own TensorBoard files count reports instead of steps; its tables,
-# usage report and warnings (of a launch's seven processes on two cores, for one) are noise here.
-os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("TUNE_WARN_THRESHOLD_S", "60")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-# Pages, of what we say in a line.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "A worker died or was killed|Raylet is terminated")
-os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
-# Statistics that every one of Ray's twenty processes gathers and nobody here reads: 4 % of two cores.
-os.environ.setdefault("RAY_task_events_report_interval_ms", "0")
-os.environ.setdefault("RAY_enable_metrics_collection", "0")
-os.environ.setdefault("RAY_event_stats", "0")
-os.environ.setdefault("RAY_io_context_event_loop_lag_collection_interval_ms", "0")
+from sweeps.engine import surroundings  # isort: skip  (it is read by Ray when that is imported)
 
 import ray
 from ray import tune
@@ -53,15 +39,13 @@ from lahr.machine import Demands, processor
 from lahr.training.runtime import Runtime
 from sweeps.engine.addresses import no_ray, refuse_a_dead_one
 from sweeps.engine.design import Trial
-from sweeps.engine.machines import Cluster, launches
+from sweeps.engine.machines import Cluster, gpus_of, launches
 from sweeps.engine.relay import Observer, Outcome, Relay
 from sweeps.engine.results import Results
 
 _log = logging.getLogger(__name__)
 Fit = Callable[[Launch, str, str, list[Any]], None]
 """Runs a launch to its end: it, a name, a folder for Ray's own state, callbacks that hear its reports."""
-_HANDED_DOWN = ("LAHR_STORAGE_PATIENCE",)
-"""Settings of the driver's environment that hold on every machine."""
 _EXAMINED_S = 60.0
 _LOOK_S, _SILENT_S = 5.0, 60.0
 _FIRST_MACHINE_S = 1800.0
@@ -70,16 +54,6 @@ _UNHEARD_S = 180.0
 """How long a placement group may hold a machine's resources before its workers have said that it is theirs."""
 _RESERVED = ".reserved.json"
 _DRIVER_DEATHS = 20
-_WORKER_ENV = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",  # also how often Ray Train takes a report; polling costs CPU
-    # A step allocates and frees the same large blocks: kept, they cost no page faults (5 % of a step on a CPU).
-    "MALLOC_MMAP_THRESHOLD_": str(256 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
-    "MALLOC_TOP_PAD_": str(64 << 20),
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "RAY_USAGE_STATS_ENABLED": "0",
-}
 
 
 @contextmanager
@@ -88,7 +62,7 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
 
     A worker that answers nothing for `hang_after` seconds (a minute at least) is replaced.
     """
-    settings = {**_WORKER_ENV, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60.0, hang_after))}
+    settings = {**surroundings.OF_WORKERS, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60.0, hang_after))}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     outer = dict(os.environ)
@@ -99,13 +73,13 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
         # A Ray of our own hands its environment down, and then its first processes need not be started twice.
         os.environ |= {**settings, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     else:
-        quiet |= {"runtime_env": _on_every_machine(settings)}
+        quiet |= {"runtime_env": surroundings.everywhere(settings)}
     try:
         context: Any = ray.init(address=address, **quiet)
         # A page of Ray's own text for each process that dies: what has to be known of it, we say in a line.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     except Exception as error:  # whatever Ray raises where it cannot be had: half a dozen types
-        _restore(outer)
+        surroundings.restore(outer)
         raise no_ray(address, error) from error
     # Helpers of Ray look up their cluster by these, and another Ray may be visible on this machine.
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
@@ -115,7 +89,7 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
         yield machines_now(grows=address != "local")
     finally:
         ray.shutdown()
-        _restore(outer)
+        surroundings.restore(outer)
 
 
 def machines_now(grows: bool) -> Cluster:
@@ -123,30 +97,7 @@ def machines_now(grows: bool) -> Cluster:
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     head: Mapping[str, float] = next((has for has in alive if "node:__internal_head__" in has), {})
     machines = tuple({name: has.get(name, 0.0) for name in ("CPU", "GPU")} for has in alive)
-    return Cluster(machines, grows, head.get("memory", math.inf))
-
-
-def gpus() -> str:
-    """The GPUs of all machines, to stand after their processor's name: ", 8 × H100"; empty where there is none."""
-    return "".join(_gpus_of(node["Resources"]) for node in ray.nodes() if node["Alive"])
-
-
-def _gpus_of(resources: Mapping[str, float]) -> str:
-    kinds = [name.partition(":")[2] for name in resources if name.startswith("accelerator_type:")]
-    return f", {resources['GPU']:g} × {kinds[0] if kinds else 'GPU'}" if resources.get("GPU") else ""
-
-
-def _on_every_machine(settings: Mapping[str, str]) -> dict[str, Any]:
-    """What processes of this sweep get on every machine: its settings, and the driver's own code, wherever they run."""
-    handed = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ}
-    packages = [str(Path(distributed.__file__).parent), str(Path(__file__).parents[1])]
-    return {"env_vars": {**settings, **handed}, "py_modules": packages, "excludes": ["__pycache__"]}
-
-
-def _restore(environment: Mapping[str, str]) -> None:
-    for name in os.environ.keys() - environment.keys():
-        del os.environ[name]
-    os.environ.update(environment)
+    return Cluster(machines, grows, head.get("memory", math.inf), "".join(gpus_of(has) for has in alive))
 
 
 def examine(demands: Demands) -> str:
@@ -163,6 +114,7 @@ def examine(demands: Demands) -> str:
         for node in ray.nodes()
         if node["Alive"]
     }
+    names = {ref: f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})" for ref, node in asked.items()}
     answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=_EXAMINED_S)
     said = dict.fromkeys(silent, f"did not answer within {_EXAMINED_S:.0f} s")
     kinds: Counter[str] = Counter()
@@ -173,23 +125,19 @@ def examine(demands: Demands) -> str:
             if why:
                 said[ref] = why
             else:
-                kinds[kind + _gpus_of(asked[ref]["Resources"])] += 1
+                kinds[kind + gpus_of(asked[ref]["Resources"])] += 1
         except (NodeDiedError, TaskUnschedulableError):
-            left.append(_name(asked[ref]))
+            left.append(names[ref])
         except Exception as error:  # of Ray, of the machine's environment, or of what it has installed
             why = str(error).strip() or type(error).__name__
             said[ref] = f"cannot run this project: {why.splitlines()[-1]}"
     there = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    left += [_name(asked[ref]) for ref in said if asked[ref]["NodeID"] not in there]
-    problems = [f"{_name(asked[ref])} {why}" for ref, why in said.items() if asked[ref]["NodeID"] in there]
+    left += [names[ref] for ref in said if asked[ref]["NodeID"] not in there]
+    problems = [f"{names[ref]} {why}" for ref, why in said.items() if asked[ref]["NodeID"] in there]
     for name in left:
         _log.warning("%s has left the cluster; going on without it", name)
     check(not problems, "; ".join(problems))
     return ", ".join(f"{count} × {kind}" for kind, count in kinds.items())
-
-
-def _name(node: Mapping[str, Any]) -> str:
-    return f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
 
 
 def _look_at_this_machine(demands: Demands) -> tuple[str | None, str]:
@@ -377,7 +325,9 @@ class _Ears(tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
         self._free(trial.config["launch"])
-        reason = (trial.error_file and _last_line(trial.error_file)) or "its launch failed"
+        error = Path(trial.error_file or os.devnull)
+        lines = error.read_text().split("\n") if error.exists() else []
+        reason = ["its launch failed", *(line.strip() for line in lines if line.strip())][-1]
         for name in self._carried[trial.config["launch"]]:
             if not self.relay.ended(name) and not self.relay.over:
                 self.relay.take({"trial": name, "failed": f"Ray gave up its launch: {reason}"})
@@ -446,11 +396,3 @@ class _Ears(tune.Callback):
         for number, handler in (self._signals or {}).items():
             signal.signal(number, handler if number == signal.SIGTERM else signal.default_int_handler)
         self._signals = None
-
-
-def _last_line(path: str) -> str:
-    if not os.path.exists(path):
-        return ""
-    with open(path) as file:
-        lines = [line.strip() for line in file if line.strip()]
-    return lines[-1] if lines else ""

@@ -53,6 +53,7 @@ _FIRST_MACHINE_S = 1800.0
 _UNHEARD_S = 180.0
 """How long a placement group may hold a machine's resources before its workers have said that it is theirs."""
 _RESERVED = ".reserved.json"
+_PACKAGES = Path(distributed.__file__).parent, Path(__file__).parents[1]
 _DRIVER_DEATHS = 20
 
 
@@ -73,7 +74,7 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
         # A Ray of our own hands its environment down, and then its first processes need not be started twice.
         os.environ |= {**settings, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     else:
-        quiet |= {"runtime_env": surroundings.everywhere(settings)}
+        quiet |= {"runtime_env": surroundings.everywhere(settings, *_PACKAGES)}
     try:
         context: Any = ray.init(address=address, **quiet)
         # A page of Ray's own text for each process that dies: what has to be known of it, we say in a line.

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lahr
-
 # Read by Ray when it is imported or started. Its own TensorBoard files count reports instead of steps; its tables,
 # usage report and warnings (of a launch's seven processes on two cores, for one) are noise here.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -38,11 +36,10 @@ _HANDED_DOWN = ("LAHR_STORAGE_PATIENCE",)
 """Settings of the driver's environment that hold on every machine."""
 
 
-def everywhere(settings: Mapping[str, str]) -> dict[str, Any]:
-    """What processes of this sweep get on every machine: its settings, and the driver's own code, wherever they run."""
+def everywhere(settings: Mapping[str, str], *packages: Path) -> dict[str, Any]:
+    """What processes of this sweep get on every machine: its settings, and the driver's own code, in these folders."""
     handed = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ}
-    packages = [str(Path(lahr.__file__).parent), str(Path(__file__).parents[1])]
-    return {"env_vars": {**settings, **handed}, "py_modules": packages, "excludes": ["__pycache__"]}
+    return {"env_vars": {**settings, **handed}, "py_modules": [*map(str, packages)], "excludes": ["__pycache__"]}
 
 
 def restore(environment: Mapping[str, str]) -> None:

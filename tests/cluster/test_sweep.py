@@ -147,7 +147,7 @@ def test_a_sweep_outlives_the_laptop_is_stopped_and_carried_on_and_its_report_co
         "\n\n".join(f"The {n}th story is about the number {n * n}. It ends there." for n in range(9000))
     )
     options = (
-        f"--preset smoke --seeds 1 --train.tokens 122880 --data {text} --results {cluster.hosts.shared}/results "
+        f"--preset smoke --seeds 1 --train.tokens 245760 --data {text} --results {cluster.hosts.shared}/results "
         f"--name laptop --cache {cluster.hosts.shared}/cache"
     )
     command = f"cd {tmp_path} && exec python {SCRIPT} {cluster.yaml}"

@@ -26,6 +26,7 @@ from rich.table import Table
 WORKER = "RayTrainWorker"
 _TICKS = os.sysconf("SC_CLK_TCK")
 _START_S = 180
+_SCRIPT = str(Path(__file__).parents[1] / "sweeps" / "factorial.py")
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory(prefix="lahr-head-") as folder:
         sweep = subprocess.Popen(
             [
-                *(sys.executable, "sweeps/factorial.py", "--preset", "smoke", "--seeds", "8", "--results", folder),
+                *(sys.executable, _SCRIPT, "--preset", "smoke", "--seeds", "8", "--results", folder),
                 *("--train.tokens", "20000000", "--concurrency", str(options.launches), "--cache", folder),
             ],
             stdout=subprocess.DEVNULL,

@@ -135,12 +135,12 @@ def main(argv: list[str]) -> int:
     command, name, *rest = argv
     if command == "fetch":
         return fetch(name, rest[0])
-    if command == "gather":
-        return gather(int(rest[0]))
     try:
         client = JobSubmissionClient(_DASHBOARD)
     except Exception as error:
         raise ConfigError(f"Ray's dashboard does not answer on the head ({error}); run `ray up` first") from error
+    if command == "gather":
+        return gather(int(rest[0]))
     if command == "start":
         return start(client, name, rest)
     return {"follow": follow, "status": status, "stop": stop}[command](client, name)

@@ -11,19 +11,12 @@ from lahr.files import Folder
 from lahr.presets import preset, with_levels
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
-from tests.conftest import CELLS, LEVELS
-from tests.lahr.training.test_loop import OPTIONS, state, without_clock
+from tests.conftest import LEVELS
+from tests.lahr.training.test_loop import config as config  # the fixture
+from tests.lahr.training.test_loop import state, without_clock
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU, and there is none here")
 GPU = Runtime(device="cuda")
-
-
-@pytest.fixture(params=[*CELLS, *OPTIONS])
-def config(request, tiny):
-    if request.param in CELLS:
-        return tiny(request.param)
-    full = tiny("mod+latent+memory")
-    return replace(full, model=replace(full.model, **OPTIONS[request.param]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -10,27 +10,39 @@ from tests.cluster.on_prem import OnPrem
 
 
 class Stage:
-    """The cluster, and sweeps on it."""
+    """The cluster, and sweeps on it.
 
-    def __init__(self, cluster: OnPrem, logs: Path) -> None:
-        self.cluster, self.hosts, self._logs = cluster, cluster.hosts, logs
+    A step sleeps for `pace` seconds first. A test that has to catch a sweep in the middle names it: on a machine that
+    is faster than the one where it was written, such a sweep is over too soon.
+    """
+
+    def __init__(self, cluster: OnPrem, logs: Path, pace: float = 0.0) -> None:
+        self.cluster, self.hosts, self._logs, self._pace = cluster, cluster.hosts, logs, pace
         self._steps = self.hosts.shared / "steps"
 
     def start(self, name: str, options: str = "--seeds 1") -> Running:
-        """Starts a sweep, or goes on with it, from the head; every host's processes write down their steps."""
-        inside = self.hosts.shared / "inside"
-        inside.mkdir(exist_ok=True)
-        (inside / "steps_of_tests.py").write_text(module(self._steps))
-        (inside / "steps.pth").write_text(f"{inside}\nimport steps_of_tests\n")
-        for host in self.hosts.all:
-            self.hosts.run(host, f"cp {inside}/steps.pth ~/lahr/.venv/lib/python3*/site-packages/")
+        """Starts a sweep of `OPTIONS` and these, or goes on with it, from the head."""
+        self.watch()
         log = self._logs / f"{name}-{time.time_ns()}"
         process = self.hosts.start(1, self.cluster.sweep(name, f"{OPTIONS} {options}"), log)
         return Running(process, log, self.cluster.results(name), time.monotonic())
 
+    def watch(self) -> None:
+        """From now on processes of every host write down their steps, and keep the pace."""
+        inside = self.hosts.shared / "inside"
+        inside.mkdir(exist_ok=True)
+        (inside / "steps_of_tests.py").write_text(module(self._steps, f"time.sleep({self._pace})"))
+        (inside / "steps.pth").write_text(f"{inside}\nimport steps_of_tests\n")
+        for host in self.hosts.all:
+            self.hosts.run(host, f"cp {inside}/steps.pth ~/lahr/.venv/lib/python3*/site-packages/")
+
     def taken_again(self, running: Running) -> list[Again]:
         """Each time that a trial of the sweep was gone on with by another process."""
         return taken_again(self._steps, running.results.name)
+
+    def took_steps(self, name: str) -> set[str]:
+        """The names of the hosts that took steps of that sweep."""
+        return {process.partition("-")[0] for process, _, _ in taken(self._steps, name)}
 
     def first_step(self, running: Running) -> float | None:
         """When the first step of the sweep's trials was begun; None before."""
@@ -53,17 +65,31 @@ class Stage:
             return len(gone)
 
     def with_workers(self, running: Running, among: tuple[int, ...] = (2, 3)) -> int:
-        """A host on which a trial is well on its way, as far as its first checkpoint at least."""
-        busy: list[int] = []
+        """A host that takes steps of a trial which has a checkpoint."""
+        found: list[int] = []
 
-        def found() -> bool:
-            everywhere = [host for host in self.hosts.all if self.hosts.pids(host, "RayTrainWorker")]
-            busy[:] = [host for host in everywhere if host in among]
-            begun = [step for step in newest_checkpoints(running.results).values() if step > 0]
-            return bool(busy) and len(begun) >= len(everywhere)
+        def on_its_way() -> bool:
+            saved = [trial for trial, step in newest_checkpoints(running.results).items() if step > 0]
+            now = {
+                process.partition("-")[0]
+                for process, (trial, _), when in taken(self._steps, running.results.name)
+                if trial in saved and time.time() - when < 1
+            }
+            found[:] = [host for host in among if f"lahr{host}" in now]
+            return bool(found)
 
-        until(found, 120, "a host with a trial on its way")
-        return busy[0]
+        until(on_its_way, 120, "a host with a trial on its way")
+        return found[0]
+
+    def mend(self) -> None:
+        """New machines in place of those that were lost, set up, and in the cluster."""
+        lost = self.hosts.lost()
+        for host in lost:
+            self.hosts.restore(host)
+        if 1 in lost:
+            self.cluster.down()  # else `ray up` takes the empty machine for the head that it set up before
+        if lost:
+            self.cluster.up()  # an empty machine is set up by nothing else
 
     def strike(self, host: int, pattern: str) -> None:
         """Ends the host's processes whose command line has the pattern, as soon as there is one."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 # `{fault}` runs before each step, with `run` being the loop's `_Run`.
 _MODULE = """
-import importlib.util, os, sys, time, uuid
+import importlib.util, os, socket, sys, time, uuid
 
 class Wrapped:
     def find_spec(self, name, path=None, target=None):
@@ -24,7 +24,7 @@ class Wrapped:
         def exec_module(module):
             load(module)
             os.makedirs({folder!r}, exist_ok=True)
-            file = f"{folder}/{{uuid.uuid4()}}"
+            file = f"{folder}/{{socket.gethostname()}}-{{uuid.uuid4()}}"
             train, step, place = module.train, module._Run._step, []
 
             def told(config, data, runtime, folder=None, *rest):
@@ -69,7 +69,8 @@ class Again:
 
 
 def taken(folder: Path, sweep: str) -> Iterator[tuple[str, tuple[str, int], float]]:
-    """Every step of the sweep that was taken: the process, the trial and the step, when it was begun."""
+    """Every step of the sweep that was taken: the process (its host's name, and more), the trial and the step, when it
+    was begun."""
     for path in folder.iterdir() if folder.exists() else ():
         for line in path.read_text().split("\n")[:-1]:  # the last may be in the middle of being written
             name, trial, step, when = line.split()

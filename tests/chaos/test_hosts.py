@@ -60,8 +60,8 @@ def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., list[A
         return again
 
     yield disturb
-    for host in stage.hosts.all:
-        stage.hosts.kill(host, "factorial.py")
+    stage.mend()
+    stage.hosts.kill(1, "factorial.py")
 
 
 def test_from_ray_up_to_the_first_step(stage, row):
@@ -115,15 +115,10 @@ def test_a_raylet(stage, disturbed):
 
 
 def test_a_worker_host(stage, disturbed):
-    lost: list[int] = []
-
     def fault(running: Running) -> None:
-        lost.append(stage.with_workers(running))
-        stage.hosts.lose(lost[0])
+        stage.hosts.lose(stage.with_workers(running))
 
     disturbed("a whole worker host lost, with its disk", fault)
-    stage.hosts.restore(lost[0])
-    stage.cluster.up()  # an empty machine is set up by nothing else
 
 
 def test_a_host_cut_off(stage, disturbed):
@@ -141,9 +136,7 @@ def test_the_head_host(stage, disturbed):
         stage.with_workers(running)
         stage.hosts.lose(1)
         running.process.wait()
-        stage.hosts.restore(1)
-        stage.cluster.down()  # else `ray up` takes the empty machine for the head that it set up before
-        stage.cluster.up()
+        stage.mend()
         return stage.start("the_head_host")
 
     disturbed("the head host lost; `ray down`, `ray up` and the same command again", fault)

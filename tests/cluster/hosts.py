@@ -155,6 +155,10 @@ class Hosts:
             os.kill(pid, number)
         return pids
 
+    def lost(self) -> list[int]:
+        """Those that `lose` has ended, and nothing has restored."""
+        return [host for host in self.all if host not in self._machines]
+
     def cut(self, host: int) -> None:
         """Pulls the host's network cable."""
         do(f"ip link set {_link(host)} down")

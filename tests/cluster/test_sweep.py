@@ -20,6 +20,7 @@ from lahr.training.runtime import Runtime
 from sweeps.engine.options import Options
 from sweeps.engine.recorder import Recorder, result_of
 from sweeps.engine.results import Results
+from tests.chaos.stage import Stage
 from tests.cluster.namespaces import PROJECT, until
 from tests.cluster.on_prem import OnPrem
 
@@ -147,9 +148,10 @@ def test_a_sweep_outlives_the_laptop_is_stopped_and_carried_on_and_its_report_co
         "\n\n".join(f"The {n}th story is about the number {n * n}. It ends there." for n in range(9000))
     )
     options = (
-        f"--preset smoke --seeds 1 --train.tokens 245760 --data {text} --results {cluster.hosts.shared}/results "
+        f"--preset smoke --seeds 1 --train.tokens 16384 --data {text} --results {cluster.hosts.shared}/results "
         f"--name laptop --cache {cluster.hosts.shared}/cache"
     )
+    Stage(cluster, tmp_path, pace=1.5).watch()  # 16 steps a trial
     command = f"cd {tmp_path} && exec python {SCRIPT} {cluster.yaml}"
     results, here = cluster.results("laptop"), "results/on-lahr-test-hosts/laptop"
 

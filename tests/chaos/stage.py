@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 from tests.chaos.steps import Again, module, taken, taken_again
-from tests.chaos.sweeps import OPTIONS, Running, newest_checkpoints
+from tests.chaos.sweeps import OPTIONS, STEPS, Running, newest_checkpoints
 from tests.cluster.namespaces import until
 from tests.cluster.on_prem import OnPrem
 
@@ -12,8 +12,8 @@ from tests.cluster.on_prem import OnPrem
 class Stage:
     """The cluster, and sweeps on it.
 
-    A step sleeps for `pace` seconds first. A test that has to catch a sweep in the middle names it: on a machine that
-    is faster than the one where it was written, such a sweep is over too soon.
+    A step sleeps for `pace` seconds first. CI's tests that have to catch a sweep in the middle name it: on a machine
+    that is faster than the one where they were written, such a sweep is over too soon.
     """
 
     def __init__(self, cluster: OnPrem, logs: Path, pace: float = 0.0) -> None:
@@ -64,22 +64,32 @@ class Stage:
             self.whole()
             return len(gone)
 
-    def with_workers(self, running: Running, among: tuple[int, ...] = (2, 3)) -> int:
-        """A host that takes steps of a trial which has a checkpoint."""
-        found: list[int] = []
+    def with_workers(self, running: Running, among: tuple[int, ...] = (2, 3), before: int = STEPS // 2) -> int:
+        """A host that from now on has taken a step of a trial whose newest checkpoint is from before that step.
+
+        So a fault there is felt by a trial that no earlier fault has stopped, and that is far from its end.
+        """
+        asked, found = time.time(), []
 
         def on_its_way() -> bool:
-            saved = [trial for trial, step in newest_checkpoints(running.results).items() if step > 0]
+            halfway = [trial for trial, step in newest_checkpoints(running.results).items() if 0 < step <= before]
             now = {
                 process.partition("-")[0]
                 for process, (trial, _), when in taken(self._steps, running.results.name)
-                if trial in saved and time.time() - when < 1
+                if trial in halfway and when > asked
             }
             found[:] = [host for host in among if f"lahr{host}" in now]
-            return bool(found)
+            return bool(found) or running.process.poll() is not None
 
-        until(on_its_way, 120, "a host with a trial on its way")
+        until(on_its_way, 120, running.said)
+        assert found, running.said()
         return found[0]
+
+    def put_right(self) -> None:
+        """After a test, however it ended: no sweep runs, and all hosts are in the cluster."""
+        self.hosts.kill(1, "factorial.py")
+        self.mend()
+        self.made_whole()
 
     def mend(self) -> None:
         """New machines in place of those that were lost, set up, and in the cluster."""
@@ -90,7 +100,3 @@ class Stage:
             self.cluster.down()  # else `ray up` takes the empty machine for the head that it set up before
         if lost:
             self.cluster.up()  # an empty machine is set up by nothing else
-
-    def strike(self, host: int, pattern: str) -> None:
-        """Ends the host's processes whose command line has the pattern, as soon as there is one."""
-        until(lambda: self.hosts.kill(host, pattern), 120, f"a process {pattern} on host {host}")

@@ -1,7 +1,6 @@
 """Sweeps that are disturbed, and what has to be the same as in one that was not."""
 
 import json
-import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -65,9 +64,6 @@ class Running:
         """Waits until so many trials have a result."""
         until(lambda: self.finished() >= count or self.process.poll() is not None, seconds, self.said)
         assert self.finished() >= count, self.said()
-
-    def until_said(self, pattern: str, seconds: float = 120) -> None:
-        until(lambda: re.search(pattern, self.said()), seconds, self.said)
 
     def wait(self, seconds: float = 600, status: int = 0) -> float:
         """Waits for its end, which has to be a good one unless another status is named; seconds from its start."""

@@ -29,6 +29,13 @@ def stage(cluster, tmp_path_factory) -> Stage:
     return Stage(cluster, tmp_path_factory.mktemp("logs"))
 
 
+@pytest.fixture(autouse=True)
+def whole(stage: Stage) -> Iterator[None]:
+    """After each test."""
+    yield
+    stage.put_right()
+
+
 @pytest.fixture(scope="module")
 def undisturbed(stage) -> SimpleNamespace:
     """What the sweep comes to, and the seconds it takes."""
@@ -38,11 +45,10 @@ def undisturbed(stage) -> SimpleNamespace:
 
 
 @pytest.fixture
-def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., list[Again]]]:
+def disturbed(stage, undisturbed, row, request) -> Callable[..., list[Again]]:
     """`disturbed(fault, break_it, options)`: a sweep that `break_it` disturbs once three trials are finished."""
 
     def disturb(fault: str, break_it: Fault, options: str = "--seeds 1") -> list[Again]:
-        stage.whole()
         running = stage.start(request.node.name.removeprefix("test_"), options)
         running.until_finished(3)
         running = break_it(running) or running
@@ -59,9 +65,7 @@ def disturbed(stage, undisturbed, row, request) -> Iterator[Callable[..., list[A
         )
         return again
 
-    yield disturb
-    stage.mend()
-    stage.hosts.kill(1, "factorial.py")
+    return disturb
 
 
 def test_from_ray_up_to_the_first_step(stage, row):
@@ -125,8 +129,10 @@ def test_a_host_cut_off(stage, disturbed):
     def fault(running: Running) -> None:
         host = stage.with_workers(running)
         stage.hosts.cut(host)
-        time.sleep(60)
-        stage.hosts.mend(host)
+        try:
+            time.sleep(60)
+        finally:
+            stage.hosts.mend(host)
 
     disturbed("a host cut off from the network for 60 s, then back", fault)
 
@@ -217,8 +223,9 @@ def test_random_kills(count, stage, undisturbed, row):
 def _strike(stage: Stage, what: str, chance: random.Random) -> bool:
     host = chance.choice((2, 3))
     if what == "host":
+        in_the_cluster = bool(stage.hosts.pids(host, "raylet/raylet"))
         stage.hosts.reboot(host)
-        return True
+        return in_the_cluster
     pattern = {
         "worker": "RayTrainWorker",
         "driver": "ImplicitFunc",

@@ -12,6 +12,7 @@ a set-up of an older lock file would have left it: `make setup` runs, and has no
 Its process table is its own because `ray stop` ends every Ray process that it sees.
 """
 
+import contextlib
 import fcntl
 import os
 import pwd
@@ -152,7 +153,8 @@ class Hosts:
         """Sends those processes a signal; their numbers."""
         pids = self.pids(host, pattern)
         for pid in pids:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it may have ended by itself just now
+                os.kill(pid, number)
         return pids
 
     def lost(self) -> list[int]:
@@ -170,8 +172,9 @@ class Hosts:
 
     def lose(self, host: int) -> None:
         """Ends all that runs on the host, and its disk with it: a preemption, a fire."""
+        machine = self._machines.pop(host)
         end(_name(host))
-        self._machines.pop(host).wait()
+        machine.wait()
         shutil.rmtree(_ROOT / _name(host))
 
     def reboot(self, host: int) -> None:

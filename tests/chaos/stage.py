@@ -1,6 +1,7 @@
 """Sweeps on the cluster of hosts, to be disturbed."""
 
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 from tests.chaos.steps import Again, module, taken, taken_again
@@ -40,45 +41,47 @@ class Stage:
         """Each time that a trial of the sweep was gone on with by another process."""
         return taken_again(self._steps, running.results.name)
 
-    def took_steps(self, name: str) -> set[str]:
-        """The names of the hosts that took steps of that sweep."""
-        return {process.partition("-")[0] for process, _, _ in taken(self._steps, name)}
+    def took_steps(self, name: str, since: float = 0.0, only: Collection[str] | None = None) -> list[int]:
+        """The hosts that have taken steps of that sweep after a moment; of those trials alone, where some are given."""
+        names = {
+            process.partition("-")[0]
+            for process, (trial, _), when in taken(self._steps, name)
+            if when > since and (only is None or trial in only)
+        }
+        return [host for host in self.hosts.all if f"lahr{host}" in names]
 
     def first_step(self, running: Running) -> float | None:
         """When the first step of the sweep's trials was begun; None before."""
         return min((when for _, _, when in taken(self._steps, running.results.name)), default=None)
 
-    def whole(self, seconds: float = 240) -> None:
-        """Waits until all hosts are in the cluster again."""
-        until(lambda: self.cluster.nodes() == len(self.hosts.all), seconds, self.cluster.log)
-
-    def made_whole(self, seconds: float = 60) -> int:
+    def made_whole(self) -> int:
         """Waits until all hosts are in the cluster again, some of them by a person's hand; how many."""
+
+        def whole(seconds: float) -> None:
+            until(lambda: self.cluster.nodes() == len(self.hosts.all), seconds, self.cluster.log)
+
         try:
-            self.whole(seconds)
+            whole(60)
             return 0
         except TimeoutError:
             gone = [host for host in self.hosts.all if not self.hosts.pids(host, "raylet/raylet")]
             for host in gone:
                 self.cluster.bring_back(host)
-            self.whole()
+            whole(240)
             return len(gone)
 
     def with_workers(self, running: Running, among: tuple[int, ...] = (2, 3), before: int = STEPS // 2) -> int:
-        """A host that from now on has taken a step of a trial whose newest checkpoint is from before that step.
+        """A host that takes a step from now on, of a trial whose newest checkpoint is there and no later than `before`.
 
         So a fault there is felt by a trial that no earlier fault has stopped, and that is far from its end.
         """
-        asked, found = time.time(), []
+        asked = time.time()
+        found: list[int] = []
 
         def on_its_way() -> bool:
-            halfway = [trial for trial, step in newest_checkpoints(running.results).items() if 0 < step <= before]
-            now = {
-                process.partition("-")[0]
-                for process, (trial, _), when in taken(self._steps, running.results.name)
-                if trial in halfway and when > asked
-            }
-            found[:] = [host for host in among if f"lahr{host}" in now]
+            saved = [trial for trial, step in newest_checkpoints(running.results).items() if 0 < step <= before]
+            busy = self.took_steps(running.results.name, asked, saved)
+            found[:] = [host for host in busy if host in among]
             return bool(found) or running.process.poll() is not None
 
         until(on_its_way, 120, running.said)

@@ -30,8 +30,8 @@ def stage(cluster, tmp_path_factory) -> Stage:
 
 
 @pytest.fixture(autouse=True)
-def whole(stage: Stage) -> Iterator[None]:
-    """After each test."""
+def put_right(stage: Stage) -> Iterator[None]:
+    """A test that fails in the middle is no reason for the next to fail."""
     yield
     stage.put_right()
 

@@ -38,7 +38,7 @@ def test_kills_and_a_lost_host_change_no_result(stage: Stage):
 
     assert hosts.kill(busy((1, 2, 3)), "RayTrainWorker")
     assert hosts.kill(busy((2, 3)), "raylet/raylet")
-    # After this the head alone may have room for a while: it takes minutes until a dead launch's is given back.
+    # After this the head alone may have room for a while: what dead launches had reserved is given back in minutes.
     assert busy((1, 2, 3)) and hosts.kill(1, "ImplicitFunc")
     running.until_finished(1)
     assert busy((1, 2, 3)) and hosts.kill(1, "factorial.py")

@@ -11,28 +11,27 @@ from tests.cluster.on_prem import OnPrem
 
 
 class Stage:
-    """The cluster, and sweeps on it.
+    """The cluster, and sweeps on it."""
 
-    A step sleeps for `pace` seconds first. CI's tests that have to catch a sweep in the middle name it: on a machine
-    that is faster than the one where they were written, such a sweep is over too soon.
-    """
-
-    def __init__(self, cluster: OnPrem, logs: Path, pace: float = 0.0) -> None:
-        self.cluster, self.hosts, self._logs, self._pace = cluster, cluster.hosts, logs, pace
+    def __init__(self, cluster: OnPrem, logs: Path) -> None:
+        self.cluster, self.hosts, self._logs = cluster, cluster.hosts, logs
         self._steps = self.hosts.shared / "steps"
 
-    def start(self, name: str, options: str = "--seeds 1") -> Running:
+    def start(self, name: str, options: str = "--seeds 1", pace: float = 0.0) -> Running:
         """Starts a sweep of `OPTIONS` and these, or goes on with it, from the head."""
-        self.watch()
+        self.watch(pace)
         log = self._logs / f"{name}-{time.time_ns()}"
         process = self.hosts.start(1, self.cluster.sweep(name, f"{OPTIONS} {options}"), log)
         return Running(process, log, self.cluster.results(name), time.monotonic())
 
-    def watch(self) -> None:
-        """From now on processes of every host write down their steps, and keep the pace."""
+    def watch(self, pace: float) -> None:
+        """From now on processes of every host write down their steps, and sleep for `pace` seconds before each.
+
+        A test names it whose sweep is over too soon on a machine that is faster than the one where it was written.
+        """
         inside = self.hosts.shared / "inside"
         inside.mkdir(exist_ok=True)
-        (inside / "steps_of_tests.py").write_text(module(self._steps, f"time.sleep({self._pace})"))
+        (inside / "steps_of_tests.py").write_text(module(self._steps, f"time.sleep({pace})"))
         (inside / "steps.pth").write_text(f"{inside}\nimport steps_of_tests\n")
         for host in self.hosts.all:
             self.hosts.run(host, f"cp {inside}/steps.pth ~/lahr/.venv/lib/python3*/site-packages/")

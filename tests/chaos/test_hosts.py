@@ -48,8 +48,8 @@ def undisturbed(stage) -> SimpleNamespace:
 def disturbed(stage, undisturbed, row, request) -> Callable[..., list[Again]]:
     """`disturbed(fault, break_it, options)`: a sweep that `break_it` disturbs once three trials are finished."""
 
-    def disturb(fault: str, break_it: Fault, options: str = "--seeds 1") -> list[Again]:
-        running = stage.start(request.node.name.removeprefix("test_"), options)
+    def disturb(fault: str, break_it: Fault, options: str = "--seeds 1", pace: float = 0.0) -> list[Again]:
+        running = stage.start(request.node.name.removeprefix("test_"), options, pace)
         running.until_finished(3)
         running = break_it(running) or running
         seconds = running.wait()
@@ -169,7 +169,10 @@ def test_preemption(stage, disturbed):
         until(out_of_turn, 30, "a checkpoint (in one case of twelve it falls on one that was due)")
         stage.hosts.reboot(host)
 
-    again = disturbed("a preemption notice, and the machine gone as soon as a checkpoint answers it", fault)
+    what = "a preemption notice, and the machine gone as soon as a checkpoint answers it"
+    again = disturbed(
+        what, fault, pace=0.1
+    )  # else the next checkpoint is there before the one that answers is seen
     assert any(one.went_on_from % INTERVAL for one in again)
 
 

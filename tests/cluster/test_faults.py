@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
 
 @pytest.fixture
 def stage(cluster: OnPrem, tmp_path: Path) -> Iterator[Stage]:
-    made = Stage(cluster, tmp_path, PACE)
+    made = Stage(cluster, tmp_path)
     yield made
     made.put_right()
 
@@ -31,7 +31,7 @@ def test_kills_and_a_lost_host_change_no_result(stage: Stage):
     """A worker, a driver, a raylet, the script and a host with its disk: every trial ends as it does undisturbed in
     this process, and what was finished is not done again."""
     hosts = stage.hosts
-    running = stage.start("disturbed", OPTIONS)
+    running = stage.start("disturbed", OPTIONS, PACE)
 
     def busy(among: tuple[int, ...]) -> int:
         return stage.with_workers(running, among, before=STEPS // 2)
@@ -45,7 +45,7 @@ def test_kills_and_a_lost_host_change_no_result(stage: Stage):
     running.process.wait()
     kept = {path: path.stat().st_mtime_ns for path in running.results.glob("trials/*/result.json")}
 
-    running = stage.start("disturbed", OPTIONS)
+    running = stage.start("disturbed", OPTIONS, PACE)
     hosts.lose(busy((2, 3)))
     running.wait()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept

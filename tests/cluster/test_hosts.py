@@ -23,8 +23,7 @@ _LISTENS = re.compile(r"^LISTEN +\d+ +\d+ +(\S+):(\d+) ", re.MULTILINE)
 
 @pytest.fixture(scope="module")
 def stage(cluster: OnPrem, tmp_path_factory: pytest.TempPathFactory) -> Stage:
-    """Eight steps a trial: half a minute a sweep."""
-    return Stage(cluster, tmp_path_factory.mktemp("sweep"), pace=1.25)
+    return Stage(cluster, tmp_path_factory.mktemp("sweep"))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +31,7 @@ def sweep(
     cluster: OnPrem, stage: Stage, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[subprocess.Popen, Path]]:
     """A sweep that runs from the head, and its output."""
-    stage.watch()
+    stage.watch(pace=1.25)  # eight steps a trial: half a minute
     log = tmp_path_factory.mktemp("sweep") / "log"
     process = cluster.hosts.start(1, cluster.sweep("one"), log)
     until(lambda: (cluster.results("one") / "lease.json").exists() or process.poll() is not None, 60, log.read_text)

@@ -151,7 +151,7 @@ def test_a_sweep_outlives_the_laptop_is_stopped_and_carried_on_and_its_report_co
         f"--preset smoke --seeds 1 --train.tokens 16384 --data {text} --results {cluster.hosts.shared}/results "
         f"--name laptop --cache {cluster.hosts.shared}/cache"
     )
-    Stage(cluster, tmp_path, pace=2.0).watch()  # 16 steps a trial
+    Stage(cluster, tmp_path).watch(pace=2.0)  # 16 steps a trial
     command = f"cd {tmp_path} && exec python {SCRIPT} {cluster.yaml}"
     results, here = cluster.results("laptop"), "results/on-lahr-test-hosts/laptop"
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lahr.model.cache import Cache
+from lahr.model.head import cross_entropy, mean_cross_entropy
 from lahr.model.latent_reasoning import LatentReasoning, LossesAt, Reasoned
 from lahr.model.layers import Block, RMSNorm, Rotary, Window, parameter, rotary_table
 from lahr.model.memory import EarlierSegments, Memory, Segmented, use
@@ -136,7 +137,7 @@ class LAHR(nn.Module):
         if targets_BT is not None and self.training:  # what the exit gate learns from
 
             def losses_at(y_BSD: Tensor, some: slice) -> Tensor:
-                return _cross_entropy(self._head(y_BSD), targets_BT[:, some])
+                return cross_entropy(self.norm(y_BSD), self.embedding.weight, targets_BT[:, some])
 
         x_BTD = self.embedding(tokens_BT)
         for i in range(len(self.blocks) + 1):
@@ -160,11 +161,11 @@ class LAHR(nn.Module):
                 x_BTD = block(x_BTD, here)
             if isinstance(here, Segmented) and not self.training:
                 metrics |= here.metrics()
-        logits_BTV = self._head(x_BTD)
+        x_BTD = self.norm(x_BTD)
         if targets_BT is None:
-            return logits_BTV
+            return F.linear(x_BTD, self.embedding.weight)
 
-        lm_loss = _cross_entropy(logits_BTV, targets_BT).mean()
+        lm_loss = mean_cross_entropy(x_BTD, self.embedding.weight, targets_BT)
         loss = lm_loss
         if reasoned is not None:
             if reasoned.loss is not None:
@@ -188,9 +189,6 @@ class LAHR(nn.Module):
             torch.stack([r.causal_BT for r in routed]) if routed else None,
             memory_use,
         )
-
-    def _head(self, x_BTD: Tensor) -> Tensor:
-        return F.linear(self.norm(x_BTD), self.embedding.weight)
 
     def observe(self, causal_scores_LBT: Tensor) -> None:
         """Moves the routers' thresholds by one observation of the whole batch's scores.
@@ -250,12 +248,6 @@ class LAHR(nn.Module):
             )
         if routing not in (None, "topk", "causal"):
             raise ValueError(f"routing is {routing!r}; it is 'topk' or 'causal'")
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Of each token, in nats and at least in fp32: (…, V) and (…) to (N,)."""
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]).to(wide), targets.flatten(), reduction="none")
 
 
 @torch.no_grad()

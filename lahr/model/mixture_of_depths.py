@@ -38,10 +38,9 @@ def predictor_width(d_model: int) -> int:
     return max(d_model // 4, 8)
 
 
-def top_k_mask(scores_BT: Tensor, k: int) -> Tensor:
-    """True for the k highest scores of each sequence: (B, T) bool."""
-    mask_BT = torch.zeros_like(scores_BT, dtype=torch.bool)
-    return mask_BT.scatter_(1, scores_BT.topk(k, dim=1).indices, True)
+def top_k_places(scores_BT: Tensor, k: int) -> Tensor:
+    """Places of the k highest scores of each sequence, ascending: (B, k)."""
+    return scores_BT.topk(k, dim=1).indices.sort(dim=1).values
 
 
 def pack(selected_BT: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -124,7 +123,8 @@ class Router(nn.Module):
         with torch.autocast(x_BTD.device.type, enabled=False):  # bf16 scores would tie
             scores_BT = F.linear(x_BTD, self.weight).squeeze(-1)
         k = capacity_tokens(self.capacity, x_BTD.shape[1])
-        top_k_BT = top_k_mask(scores_BT.detach(), k)
+        top_BK = top_k_places(scores_BT.detach(), k)
+        top_k_BT = torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, top_BK, True)
         losses = self._score_losses(scores_BT)
         if self.predictor is None:
             causal_BT = scores_BT
@@ -132,13 +132,14 @@ class Router(nn.Module):
             causal_BT = self.predictor(x_BTD.detach())
             losses["predictor"] = F.binary_cross_entropy_with_logits(causal_BT, top_k_BT.to(causal_BT.dtype))
         causal_BT = causal_BT.detach()
-        selected_BT, width = top_k_BT, k
-        if routing == "causal":
+        if routing == "topk":
+            selected_BT, places_BK = top_k_BT, top_BK
+            real_BK = torch.ones_like(places_BK, dtype=torch.bool)
+        else:
             selected_BT = causal_BT > self.threshold
             if real_BT is not None:
                 selected_BT = selected_BT & real_BT
-            width = max(int(selected_BT.sum(1).max()), 1)
-        places_BK, real_BK = pack(selected_BT, width)
+            places_BK, real_BK = pack(selected_BT, max(int(selected_BT.sum(1).max()), 1))
         r_BK = scores_BT.gather(1, places_BK)
         gate_BK = (r_BK.sigmoid() if self.gate == "sigmoid" else r_BK) * real_BK
         return Routed(

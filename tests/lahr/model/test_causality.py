@@ -28,16 +28,16 @@ def test_no_logit_before_a_change_moves_under_causal_routing(every, awake, token
 
 
 class Replay:
-    """Stands in for `top_k_mask`: records each layer's mask, then gives them back in order."""
+    """Stands in for `top_k_places`: records each layer's choice, then gives them back in order."""
 
     def __init__(self):
-        self.masks, self.real, self.replaying = [], mixture_of_depths.top_k_mask, False
+        self.places, self.real, self.replaying = [], mixture_of_depths.top_k_places, False
 
     def __call__(self, scores_BT, k):
         if self.replaying:
-            return self.masks.pop(0)
-        self.masks.append(self.real(scores_BT, k))
-        return self.masks[-1]
+            return self.places.pop(0)
+        self.places.append(self.real(scores_BT, k))
+        return self.places[-1]
 
 
 @torch.no_grad()
@@ -45,13 +45,13 @@ class Replay:
 def test_with_the_selection_frozen_top_k_routing_is_causal_too(name, cells, awake, tokens_BT, monkeypatch):
     """Caught: the chosen tokens gathered in a random order."""
     model, replay = awake(cells[name]), Replay()
-    monkeypatch.setattr(mixture_of_depths, "top_k_mask", replay)
+    monkeypatch.setattr(mixture_of_depths, "top_k_places", replay)
     before = model(tokens_BT, routing="topk")
-    masks = list(replay.masks)
-    assert all(0 < m.sum() < m.numel() for m in masks)
+    places = list(replay.places)
+    assert all(0 < chosen_BK.shape[1] < tokens_BT.shape[1] for chosen_BK in places)
     replay.replaying = True
     for t in (1, 7, 16, 23):
-        replay.masks = list(masks)
+        replay.places = list(places)
         after = model(change_from(tokens_BT, t), routing="topk")
         assert (after - before)[:, :t].abs().max() < EXACT
 

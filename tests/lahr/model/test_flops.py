@@ -24,7 +24,7 @@ def counted(config, batch=2, segments=1, routed_exactly=False):
             for (_, router), scores in zip(model.routers, model(tokens, tokens).causal_scores_LBT, strict=True):
                 router.observations.zero_()
                 router.observe(scores)
-    with FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # the head's gradient is made in its forward pass
         output = model(tokens, tokens, segments=segments)
     return counter.get_total_flops() / tokens.numel(), float(output.passes)
 
@@ -51,7 +51,7 @@ def test_passes_that_a_step_is_given_are_the_ones_that_count(cells):
     config = replace(cells["latent"], latent_mode="sampled")
     model, tokens = LAHR(config).train(), torch.zeros(2, 24, dtype=torch.int64)
     for passes in (1, 2, 5):
-        with FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
             output = model(tokens, tokens, passes=passes)
         assert output.passes == passes
         assert counter.get_total_flops() / 48 == pytest.approx(formula(config, passes), rel=1e-9)

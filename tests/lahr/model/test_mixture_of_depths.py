@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lahr.model import LAHR
 from lahr.model.layers import Block, Rotary, Window, rotary_table
-from lahr.model.mixture_of_depths import Routed, RoutedBlock, Router, capacity_tokens, pack, top_k_mask
+from lahr.model.mixture_of_depths import Routed, RoutedBlock, Router, capacity_tokens, pack, top_k_places
 from tests.lahr.model.conftest import OPTIONS
 
 D, H, T = 16, 2, 12
@@ -93,12 +93,13 @@ def test_exactly_k_tokens_of_the_highest_scores_are_chosen_and_packed_in_order(l
     assert 1 <= k <= length
     assert k - 1 < capacity * length <= k + 1e-8
     scores = torch.rand(3, length, generator=torch.Generator().manual_seed(seed))
-    mask = top_k_mask(scores, k)
+    places = top_k_places(scores, k)
+    mask = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, places, True)
     assert torch.equal(mask.sum(1), torch.full((3,), k))
     assert all(scores[b][mask[b]].min() >= scores[b][~mask[b]].max() for b in range(3) if k < length)
-    places, real = pack(mask, k)
-    assert real.all()
     assert torch.equal(places, mask.nonzero()[:, 1].view(3, k))
+    packed, real = pack(mask, k)
+    assert real.all() and torch.equal(packed, places)
 
 
 def test_the_capacity_is_not_fooled_by_rounding():

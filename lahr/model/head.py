@@ -1,0 +1,79 @@
+"""The head's loss, a slice of tokens at a time: the logits of a whole batch are never held.
+
+At a vocabulary of 50,000 logits, their fp32 copy and their gradient take more memory than all else of a small model.
+Here a slice's gradient is worked out where its logits are at hand, in the forward pass, as they could not be kept.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+
+SLICE = 1 << 22
+"""Logits at once."""
+
+
+def cross_entropy(x: Tensor, weight_VD: Tensor, targets: Tensor) -> Tensor:
+    """Of each token, in nats and at least in fp32: states (…, D) and targets (…) to (N,). Carries no gradient."""
+    with torch.no_grad():
+        w_VD = weight_VD.to(_product_type(weight_VD))
+        parts = _slices(x, targets, len(weight_VD))
+        return torch.cat([_losses(x_SD.to(w_VD.dtype) @ w_VD.T, targets_S)[0] for x_SD, targets_S in parts])
+
+
+def mean_cross_entropy(x: Tensor, weight_VD: Tensor, targets: Tensor) -> Tensor:
+    """The mean of `cross_entropy` over all tokens, with its gradient for states and weight."""
+    if not torch.is_grad_enabled():
+        return cross_entropy(x, weight_VD, targets).mean()
+    mean: Tensor = _MeanCrossEntropy.apply(x, weight_VD, targets)
+    return mean
+
+
+class _MeanCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, weight_VD: Tensor, targets: Tensor) -> Tensor:
+        w_VD = weight_VD.to(_product_type(weight_VD))
+        total = torch.zeros((), dtype=_wide(w_VD), device=x.device)
+        x_grads, weight_grad_VD = [], torch.zeros_like(weight_VD)
+        for x_SD, targets_S in _slices(x, targets, len(weight_VD)):
+            x_SD = x_SD.to(w_VD.dtype)
+            losses_S, p_SV = _losses(x_SD @ w_VD.T, targets_S)
+            total += losses_S.sum()
+            # d(loss)/d(logits) is the softmax, less one at the target.
+            p_SV[torch.arange(len(p_SV), device=x.device), targets_S] -= 1
+            grad_SV = p_SV.mul_(1 / targets.numel()).to(w_VD.dtype)
+            x_grads.append((grad_SV @ w_VD).to(x.dtype))
+            weight_grad_VD += grad_SV.T @ x_SD
+        ctx.save_for_backward(torch.cat(x_grads).view(x.shape), weight_grad_VD)
+        return total / targets.numel()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        x_grad, weight_grad_VD = ctx.saved_tensors  # type: ignore[attr-defined]
+        return x_grad * grad.to(x_grad.dtype), weight_grad_VD * grad.to(weight_grad_VD.dtype), None
+
+
+def _losses(logits_SV: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
+    """Each token's loss and its softmax."""
+    wide = _wide(logits_SV)
+    p_SV = F.softmax(logits_SV, -1, dtype=wide)
+    # log Σ exp by way of the likeliest, whose probability is no less than 1/V: a second pass of exponentials is saved.
+    most_S, at_S = logits_SV.max(-1)
+    log_sum_S = most_S.to(wide) - p_SV.gather(1, at_S[:, None]).squeeze(1).log()
+    return log_sum_S - logits_SV.gather(1, targets_S[:, None]).squeeze(1).to(wide), p_SV
+
+
+def _slices(x: Tensor, targets: Tensor, vocabulary: int) -> list[tuple[Tensor, Tensor]]:
+    size = max(SLICE // vocabulary, 1)
+    return list(zip(x.reshape(-1, x.shape[-1]).split(size), targets.flatten().split(size), strict=True))
+
+
+def _product_type(weight: Tensor) -> torch.dtype:
+    """What autocast multiplies in, where it is on."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+def _wide(logits: Tensor) -> torch.dtype:
+    return torch.promote_types(logits.dtype, torch.float32)

@@ -54,7 +54,10 @@ class RMSNorm(nn.Module):
 
 
 class Rotary(NamedTuple):
-    """Cosines and sines of each position's angles, (T, E/2); (B, K, E/2) once gathered for chosen tokens."""
+    """Cosines and sines of each position's angles, (T, E); (B, K, E) once gathered for chosen tokens.
+
+    Twice E/2 of each, the sines negative at first: what `rotate` multiplies a head and its swapped halves with.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -67,15 +70,15 @@ class Rotary(NamedTuple):
         """Turns each pair (channel i, channel i + E/2) by its position's angle; any number of head dimensions."""
         shape = (*self.cos.shape[:-1], *(1,) * (x_BTHE.dim() - 3), self.cos.shape[-1])
         cos, sin = self.cos.view(shape).to(x_BTHE.dtype), self.sin.view(shape).to(x_BTHE.dtype)
-        first, second = x_BTHE.chunk(2, -1)
-        return torch.cat((first * cos - second * sin, first * sin + second * cos), -1)
+        return x_BTHE * cos + x_BTHE.roll(x_BTHE.shape[-1] // 2, -1) * sin
 
 
 def rotary_table(length: int, head_dim: int, theta: float) -> Rotary:
-    """The angles t·theta^(−2i/E) of positions t = 0 … length−1, i = 0 … E/2−1, as two (length, E/2) tables."""
+    """The angles t·theta^(−2i/E) of positions t = 0 … length−1, i = 0 … E/2−1, as two (length, E) tables."""
     frequencies = theta ** (-torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
     angles = torch.outer(torch.arange(length, dtype=torch.float64), frequencies)
-    return Rotary(angles.cos().to(torch.get_default_dtype()), angles.sin().to(torch.get_default_dtype()))
+    cos, sin = torch.cat((angles.cos(),) * 2, 1), torch.cat((-angles.sin(), angles.sin()), 1)
+    return Rotary(cos.to(torch.get_default_dtype()), sin.to(torch.get_default_dtype()))
 
 
 def attention_span(length: int) -> float:

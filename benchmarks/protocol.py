@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from rich.console import Console
 from scipy import stats
+
 ROUNDS, TURN_S, WARM_UPS = 9, 0.5, 3
 KEPT = Path(".tmp/bench")
 """Sections that were measured, as JSON, so that the page can be made anew after one of them."""

@@ -40,6 +40,7 @@ from lahr.options import parse, preset_name, run
 from lahr.plain import from_dict
 from lahr.presets import Preset, preset
 from lahr.trained import SamplingOptions, export, find
+from lahr.training import compilation
 from lahr.training.loop import train
 from lahr.training.progress import Progress as Record
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision, require
@@ -73,6 +74,8 @@ class Options:
     """`auto` takes bf16 where the hardware has it."""
     threads: int = 1
     """Threads on a CPU."""
+    compile: compilation.Asked = "auto"
+    """torch.compile; `auto` where the run is long enough to gain by it."""
     cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")
     """Where prepared data lies."""
 
@@ -180,12 +183,16 @@ def train_one(argv: list[str]) -> int:
     _refuse_unused(model, preset(options.preset).model)
     precision = choose_precision(device) if options.precision == "auto" else options.precision
     config = TrialConfig(model, options.data, options.train, options.seed, precision)
+    compile_, said = compilation.decide(options.compile, config, device)
     runtime = Runtime(
         device=device,  # type: ignore[arg-type]
         threads=options.threads,
         micro_batch=choose_micro_batch(config, device, 1),
+        compile=compile_,
     )
     console = Console()
+    if said:
+        console.print(said, highlight=False, soft_wrap=True)
     Folder.at(options.out).check_writable()
     with console.status("") as status:
         cache = Path(options.cache).expanduser().resolve()
@@ -208,7 +215,7 @@ def train_one(argv: list[str]) -> int:
     folder.write("tokenizer.json", data.tokenizer_path.read_bytes())
     console.print(
         f"{parameter_counts(model)['total']:,} parameters, {config.steps:,} steps of {config.tokens_per_step:,} tokens "
-        f"of {data.description}, {precision} on {device}\n{folder.uri}"
+        f"of {data.description}, {precision} on {device}{', compiled' * (compile_ == 'on')}\n{folder.uri}"
     )
     records = _show(config, data, runtime, folder, console)
     _write_metrics(folder, records)

@@ -269,7 +269,7 @@ def _say_start(console: Console, sweep: study.Study, pending: int, taken: int, l
     console.print(
         f"[bold]{sweep.options.sweep_name}[/]: {len(sweep.design.cells())} cells × {sweep.design.seeds} seeds on "
         f"{sweep.data.description}; {pending} of {len(trials)} trials to run, {lanes} at a time, "
-        f"{sweep.design.config.precision} on {sweep.runtime.device}"
+        f"{sweep.design.config.precision} on {sweep.runtime.device}{', compiled' * (sweep.runtime.compile == 'on')}"
         + (f"; {taken} taken over from other sweeps" if taken else "")
     )
     console.print(f"results: {_shown(sweep.results, '')}")

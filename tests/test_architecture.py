@@ -21,6 +21,7 @@ SWEEPS_MAY = {
     "lahr.model.flops",
     "lahr.trained",
     "lahr.distributed",
+    "lahr.training.compilation",
     "lahr.files",
     "lahr.machine",
     "lahr.patience",

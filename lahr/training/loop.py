@@ -4,6 +4,7 @@ It is the same loop for one process and for many: where `torch.distributed` is i
 copy of the model or a part of it (`parallel.py`), and all go on from the checkpoint that rank 0 chooses.
 """
 
+import contextlib
 import hashlib
 import math
 import time
@@ -21,6 +22,7 @@ from lahr.model import LAHR
 from lahr.model.flops import training_flops_per_token
 from lahr.training import checkpoints, parallel
 from lahr.training.checkpoints import Checkpoint
+from lahr.training.compilation import as_written, compile_parts
 from lahr.training.evaluation import evaluate
 from lahr.training.optimizer import (
     build_optimizer,
@@ -126,6 +128,8 @@ class _Run:
         self.device = torch.device(runtime.device)
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.model = LAHR(config.model, seed=config.seed).to(dtype)
+        if runtime.compile == "on":
+            compile_parts(self.model)
         self.parallel = parallel.spread(self.model, self.device, runtime.sharding)
         self.optimizer = build_optimizer(self.model, config.train)
         block, segments = config.model.max_seq_len, config.data.segments
@@ -196,6 +200,8 @@ class _Run:
         `save` is called between records where the watch asks for it, with what has to be kept of the steps since the
         last one, so that a resume from there makes the same record of them.
         """
+        if self.runtime.compile == "on" and self.step < self.config.steps:
+            self._compile()
         reset_peak_memory(self.runtime.device)
         seconds, flops, since = (last.seconds, last.flops, last.step) if last else (0.0, 0.0, 0)
         begun = self.interval or {
@@ -252,6 +258,12 @@ class _Run:
             losses.zero_()
             since = self.step
 
+    def _compile(self) -> None:
+        """Compiles what is to be compiled, so that no step that is timed does: a step whose gradient is thrown away."""
+        self._gradient()
+        self.optimizer.zero_grad()
+        self.watch.alive()
+
     def _interval(self, losses: torch.Tensor, took: float) -> dict[str, Any]:
         """What a resume in the middle of an interval has to know of its steps so far."""
         passes = torch.stack(self.passes)
@@ -305,8 +317,25 @@ class _Run:
         """One optimiser step: this rank's mean loss, and the norm of the whole gradient."""
         ids = self.batches.block_ids(self.step)
         self.pairing = hashlib.sha256(self.pairing.encode() + ids.tobytes()).hexdigest()[:16]
-        inputs_BT, targets_BT = self.batches.batch(self.step, self.rank, self.world)
         set_learning_rate(self.optimizer, self._rate(self.step))
+        loss, passes, causal_scores = self._gradient()
+        grad_norm = parallel.whole(
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        )
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if causal_scores:
+            self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)))
+        self.passes.append(passes)
+        self.step += 1
+        return loss, grad_norm
+
+    def _gradient(self) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+        """Forward and backward passes over this rank's share of the step's batch.
+
+        Its mean loss, the passes that a token ran on average, and the routers' scores, (routers, B, T) each.
+        """
+        inputs_BT, targets_BT = self.batches.batch(self.step, self.rank, self.world)
         micro = self.runtime.micro_batch or len(inputs_BT)
         parts = list(zip(inputs_BT.split(micro), targets_BT.split(micro), strict=True))
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
@@ -325,16 +354,7 @@ class _Run:
             passes += output.passes / len(parts)
             if output.causal_scores_LBT is not None:
                 causal_scores.append(output.causal_scores_LBT)
-        grad_norm = parallel.whole(
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
-        )
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if causal_scores:
-            self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)))
-        self.passes.append(passes)
-        self.step += 1
-        return loss, grad_norm
+        return loss, passes, causal_scores
 
     def _from_all_ranks(self, logits_LBT: torch.Tensor) -> torch.Tensor:
         """The logits of the whole batch: a quantile of parts is not the part of a quantile."""
@@ -352,14 +372,15 @@ class _Run:
 
     def _evaluate(self, final: bool) -> dict[str, float]:
         inputs_NT, targets_NT = self.validation
-        return evaluate(
-            self.model,
-            inputs_NT,
-            targets_NT,
-            micro_batch=_EVALUATED_AT_ONCE * (self.runtime.micro_batch or self.config.train.batch_size),
-            autocast=self.autocast(),
-            bytes_per_token=self.bytes_per_token,
-            with_topk=final,
-            segments=self.config.data.segments,
-            alive=self.watch.alive,
-        )
+        with as_written() if self.runtime.compile == "on" else contextlib.nullcontext():
+            return evaluate(
+                self.model,
+                inputs_NT,
+                targets_NT,
+                micro_batch=_EVALUATED_AT_ONCE * (self.runtime.micro_batch or self.config.train.batch_size),
+                autocast=self.autocast(),
+                bytes_per_token=self.bytes_per_token,
+                with_topk=final,
+                segments=self.config.data.segments,
+                alive=self.watch.alive,
+            )

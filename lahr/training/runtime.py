@@ -9,6 +9,7 @@ import torch
 
 from lahr.config import Precision, TrialConfig
 from lahr.errors import ConfigError, check
+from lahr.training.compilation import unable
 
 Sharding = Literal["replicate", "shard"]
 _LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
@@ -32,6 +33,8 @@ class Runtime:
 
     trials_per_gpu: int = 1
     """Trials that share one GPU, each with a process of its own."""
+    compile: Literal["on", "off"] = "off"
+    """Whether blocks, core and memory are compiled (`compilation.py`): the same mathematics, in other bits."""
 
     def __post_init__(self) -> None:
         check(
@@ -116,6 +119,11 @@ def require(config: TrialConfig, runtime: Runtime) -> None:
         raise ConfigError(
             f"this sweep was decided to run in bf16, and this worker's {runtime.device} has none in hardware; "
             "run it on such machines, or start a new sweep with --precision fp32"
+        )
+    if runtime.compile == "on" and (why := unable(runtime.device)):
+        raise ConfigError(
+            f"this sweep was decided to be compiled, and this worker cannot: {why}; install a compiler (Debian: g++ "
+            "and python3-dev), or start a new sweep with --compile off"
         )
 
 

@@ -16,6 +16,7 @@ from lahr.files import Folder
 from lahr.model.flops import parameter_counts
 from lahr.model_config import ModelConfig
 from lahr.presets import Preset
+from lahr.training import compilation
 from sweeps.engine.design import Design, Extra, Factor
 
 Command = Literal["run", "plan", "status", "report"]
@@ -71,6 +72,8 @@ class Options:
     """Where trials run; `auto` takes GPUs where the cluster has some."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of matrix products; `auto` takes bf16 where the hardware has it."""
+    compile: compilation.Asked = "auto"
+    """torch.compile; `auto` where a trial is long enough to gain by it."""
     cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")
     """Where prepared data lies on each machine."""
 

@@ -23,6 +23,7 @@ from lahr.config import Precision, TrialConfig
 from lahr.data import TokenData, anchored, prepare
 from lahr.errors import check
 from lahr.machine import processor
+from lahr.training import compilation
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
 from lahr.training.timing import seconds_per_trial
 from sweeps.engine.design import Design
@@ -32,6 +33,7 @@ from sweeps.engine.results import Results
 
 _VERSIONS = ("torch", "ray", "tokenizers", "datasets", "pyarrow", "numpy", "statsmodels", "tensorboard")
 
+_COMPILES_IN_S = 300.0
 _GPU_FLOPS = 1e14
 """What a trial may reach on a current GPU, where no step can be timed."""
 
@@ -58,7 +60,7 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
     config = TrialConfig(options.model, anchored(options.data), options.train)
     if results.exists():
         runtime, precision = results.runtime(), results.design().config.precision
-        for name in ("workers", "threads", "device", "sharding", "trials_per_gpu"):
+        for name in ("workers", "threads", "device", "sharding", "trials_per_gpu", "compile"):
             asked, decided = getattr(options, name), getattr(runtime, name)
             check(
                 asked in (1, "auto", "replicate", decided),
@@ -74,6 +76,9 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
             "or give --device cuda",
         )
         precision = _precision(options, device)
+        compile_, said = compilation.decide(options.compile, config, device)
+        if said:
+            console.print(said, highlight=False, soft_wrap=True)
         runtime = Runtime(
             device="cuda" if device == "cuda" else "cpu",
             workers=options.workers,
@@ -81,7 +86,13 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
             micro_batch=choose_micro_batch(config, device, options.workers),
             sharding=options.sharding,
             trials_per_gpu=options.trials_per_gpu,
+            compile=compile_,
         )
+    check(
+        runtime.compile == "off" or options.hang_after >= _COMPILES_IN_S,
+        f"--hang-after is {options.hang_after:g} s, and trials compile at their start, which may take minutes "
+        f"without a step; give {_COMPILES_IN_S:g} or more, or start a new sweep with --compile off",
+    )
     if options.precision != "auto":
         precision = options.precision
     design = options.design(replace(config, precision=precision), data.content_hash)

@@ -3,8 +3,8 @@
     python benchmarks/cells.py
     python benchmarks/cells.py --device cuda --preset small --batch 64
 
-The bound of a cell is the ratio of training FLOPs, `base` over the cell, in the useful convention of `lahr.model.flops`: what
-its speed over `base` would be if all of its FLOPs ran as fast as those of `base`.
+The bound of a cell is the ratio of training FLOPs, `base` over the cell, in the useful convention of
+`lahr.model.flops`: what its speed over `base` would be if all of its FLOPs ran as fast as those of `base`.
 """
 
 from dataclasses import replace

@@ -24,7 +24,11 @@ def section(options: Options, console: Console) -> Section:
     with tempfile.TemporaryDirectory() as cache:
         with console.status("preparing 4 M tokens …"):
             data = prepare(
-                DataConfig(train_tokens=4_000_000), SHAPE.vocab_size, SHAPE.max_seq_len, Path(cache), lambda *_: None
+                DataConfig(train_tokens=4_000_000),
+                SHAPE.vocab_size,
+                SHAPE.max_seq_len,
+                Path(cache),
+                lambda *_: None,
             )
         batches, steps = Batches(data.train, options.batch, SHAPE.max_seq_len, seed=0), count()
         amount = options.batch * SHAPE.max_seq_len

@@ -54,7 +54,9 @@ def section(options: Options, console: Console) -> Section:
         console.print(f"{name} …")
         given = ("--preset", options.preset, "--batch", str(options.batch), "--threads", str(options.threads))
         command = [sys.executable, __file__, *given, "--device", options.device, "--one", name]
-        found[name] = float(subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1])
+        found[name] = float(
+            subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()[-1]
+        )
     share = found["ours"] / found["transformers"]
     config = PRESETS[options.preset].model
     rows = [(name, f"{mib:,.0f}") for name, mib in found.items()]

@@ -191,7 +191,9 @@ def section(options: Options, console: Console) -> Section:
         "of that rate in model FLOPs."
     )
     goals = (
-        Goal("`base` against compiled `transformers` Llama, tokens/s", "≥ 1.5×", f"{against}×", against.value >= 1.5),
+        Goal(
+            "`base` against compiled `transformers` Llama, tokens/s", "≥ 1.5×", f"{against}×", against.value >= 1.5
+        ),
         Goal("share of the machine's matrix rate", "≥ 0.5", str(share), share.value >= 0.5),
     )
     return Section("A training step", text, goals)

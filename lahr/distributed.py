@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -104,16 +104,17 @@ def _work(values: Mapping[str, Any]) -> None:
     """One worker's whole life: every trial of the launch in turn."""
     launch, reporter = Launch.from_dict(values), _Reporter()
     group = ray.util.get_current_placement_group()
-    reporter.add({"group": group.id.hex() if group else None}, flush=True)
+    reporter.add({"group": group.id.hex() if group else None}, "now")
     # What is no trial's doing, and what no other attempt would meet with more luck, ends the sweep and says why.
     refusal = _first_of_any(_unfit(launch))
     try:
         for trial, config in launch.trials.items() if refusal is None else ():
             _try(launch, trial, config, reporter)
+        reporter.send()
     except StorageError as error:  # raised on every rank, or on none
         refusal = f"{socket.gethostname()}: {error}"
     if refusal is not None:
-        reporter.add({"refused": refusal}, flush=True)
+        reporter.add({"refused": refusal}, "now")
         raise RuntimeError(refusal)
 
 
@@ -144,7 +145,7 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
     folder = Folder.at(launch.checkpoints).child(trial)
     attempt = from_first(lambda: Attempt.begin(folder, launch.start))
     if isinstance(attempt, str):
-        reporter.add({"trial": trial, "failed": attempt}, flush=True)
+        reporter.add({"trial": trial, "failed": attempt}, "with the next")
         return
 
     def hung(said: str) -> None:
@@ -156,13 +157,16 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
     warnings: list[str] = []
 
     def resumed(step: int) -> None:
-        reporter.add({"trial": trial, "resumed": step, "warnings": warnings[:]}, flush=True)
+        reporter.add({"trial": trial, "resumed": step, "warnings": warnings[:]}, "now")
 
     watch = _Watch(attempt, watchdog, resumed, config)
     try:
         with patience.showing_life(watchdog.alive):
             for record in train(config, _data(launch, config), launch.runtime, folder, warnings, watch):
-                reporter.add({"trial": trial, "progress": record.to_json()}, flush=record.status != "running")
+                ended = record.status != "running"
+                reporter.add(
+                    {"trial": trial, "progress": record.to_json()}, "with the next" if ended else "in time"
+                )
             from_first(attempt.done)
     except (Superseded, StorageError):
         raise
@@ -211,17 +215,23 @@ class _Watch(Watch):
 
 
 class _Reporter:
-    """Collects rows and reports them together: a report is a barrier and takes a tenth of a second or more."""
+    """Collects rows and reports them together. A report is a barrier, and waits up to a second for Ray Train to have
+    taken the one before: so what ends a trial goes with the next one's first row, at once."""
 
     def __init__(self) -> None:
         self._rows: list[dict[str, Any]] = []
         self._last = time.monotonic()
 
-    def add(self, row: dict[str, Any], flush: bool) -> None:
-        """Keeps the row, and reports all kept ones when `flush` is set or the last report is some time ago."""
+    def add(self, row: dict[str, Any], when: Literal["now", "in time", "with the next"]) -> None:
+        """Keeps the row; reports all kept ones now, or where the last report is some time ago."""
         self._rows.append(row)
         # Every rank must report or none: rank 0's clock decides for all.
-        if flush or first_says(time.monotonic() - self._last > _REPORT_EVERY_S):
+        if when == "now" or (when == "in time" and first_says(time.monotonic() - self._last > _REPORT_EVERY_S)):
+            self.send()
+
+    def send(self) -> None:
+        """Reports what is kept."""
+        if self._rows:
             ray.train.report({"rows": self._rows})
             self._rows, self._last = [], time.monotonic()
 

@@ -41,7 +41,9 @@ class KeyValues:
         """Attention of queries over the first M columns: (B, K, H, E). `hidden` is −∞ where one is not seen, else 0."""
         k_BHME, v_BHME = (x[:, :, : hidden_BKM.shape[2]] for x in (self.k_BHME, self.v_BHME))
         mask = hidden_BKM[:, None].to(q_BKHE.dtype)
-        return F.scaled_dot_product_attention(q_BKHE.transpose(1, 2), k_BHME, v_BHME, attn_mask=mask).transpose(1, 2)
+        return F.scaled_dot_product_attention(q_BKHE.transpose(1, 2), k_BHME, v_BHME, attn_mask=mask).transpose(
+            1, 2
+        )
 
 
 class Chosen:

@@ -24,7 +24,10 @@ def counted(config, batch=2, segments=1, routed_exactly=False):
             for (_, router), scores in zip(model.routers, model(tokens, tokens).causal_scores_LBT, strict=True):
                 router.observations.zero_()
                 router.observe(scores)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:  # the head's gradient is made in its forward pass
+    with (
+        torch.no_grad(),
+        FlopCounterMode(display=False) as counter,
+    ):  # the head's gradient is made in its forward pass
         output = model(tokens, tokens, segments=segments)
     return counter.get_total_flops() / tokens.numel(), float(output.passes)
 

@@ -7,7 +7,7 @@ READY := .venv/ready
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep test test-cluster chaos mutations lint format lock clean FORCE
+.PHONY: help setup sweep test test-cluster chaos mutations bench lint format lock clean FORCE
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/^([a-z-]+):[^#]*## */\1\t/' | expand -t 14
@@ -29,6 +29,11 @@ chaos: $(READY)  ## disturb sweeps in every way of docs/reliability.md, and writ
 
 mutations: $(READY)  ## put deliberate faults into a copy of the sources and see the tests catch each
 	@$(BIN)/python tests/mutations.py $(ARGS)
+
+bench: $(READY)  ## time everything that is claimed to be fast beside its rivals, and write docs/benchmarks.md; ARGS likewise
+	@$(BIN)/python -c 'import transformers, x_transformers' 2> /dev/null \
+	  || $(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[bench]'
+	@$(BIN)/python benchmarks/page.py $(ARGS)
 
 lint: $(READY)  ## check style, format and types, as CI does
 	@$(BIN)/ruff check

@@ -37,7 +37,8 @@ def section(options: Options, console: Console) -> Section:
     """Measures."""
     shape, setting = PRESETS[options.preset].model if options.preset else SHAPE, setting_of(options)
     configs = cells(shape, options.preset or "quick")
-    rates = measure([ours(c, options.batch, setting, name) for name, c in configs.items()], console=console)
+    made = [ours(c, options.batch, setting, name, options.compile) for name, c in configs.items()]
+    rates = measure(made, console=console)
     flops = {name: training_flops_per_token(config) for name, config in configs.items()}
     bounds = {name: flops["base"] / cost for name, cost in flops.items()}
     faster = {name: ratio(rates, name, "base") for name in configs}

@@ -21,7 +21,7 @@ from rich.console import Console
 from scipy import stats
 
 ROUNDS, TURN_S, WARM_UPS = 9, 0.5, 3
-KEPT = Path(".tmp/bench")
+KEPT = Path(__file__).parents[1] / ".tmp" / "bench"
 """Sections that were measured, as JSON, so that the page can be made anew after one of them."""
 
 
@@ -55,6 +55,8 @@ class Goal:
     goal: str
     got: str
     met: bool
+    why: str = ""
+    """Why it is not met, where it is not."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from rich.table import Table
 
 from lahr.config import TrialConfig
 from lahr.distributed import Launch
-from lahr.files import Folder
 from lahr.machine import Demands
 from lahr.presets import preset
 from lahr.training.progress import Progress
@@ -123,12 +122,15 @@ def one(count: int, apart: bool) -> dict[str, float]:
                 clock,
             ],
             results=results,
-            runtime=Runtime(),
+            launch=Launch(
+                runtime=Runtime(),
+                checkpoints=results.checkpoints.uri,
+                data=folder,
+                content_hash=design.content_hash,
+                cache=folder,
+                demands=Demands.made(results.folder),
+            ),
             cluster=cluster,
-            demands=Demands.made(results.folder),
-            data=Folder.at(folder),
-            content_hash=design.content_hash,
-            cache=folder,
             seconds={cell.name: _APART_S if apart else 1.0 for cell in design.cells()},
             fit=trivial,
         )

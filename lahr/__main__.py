@@ -42,8 +42,10 @@ from lahr.presets import Preset, preset
 from lahr.trained import SamplingOptions, export, find
 from lahr.training import compilation
 from lahr.training.loop import train
+from lahr.training.profiling import Profile
 from lahr.training.progress import Progress as Record
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision, require
+from lahr.training.watch import Watch
 
 LEVELS = {"mod": "mod_capacity", "latent": "latent_iterations", "memory": "memory_slots"}
 """Mechanism → the field that turns it on."""
@@ -76,6 +78,8 @@ class Options:
     """Threads on a CPU."""
     compile: compilation.Asked = "auto"
     """torch.compile; `auto` where the run is long enough to gain by it."""
+    profile: bool = False
+    """Leaves a trace of five steps, and a table of where their time goes, in the run's folder, and goes on."""
     cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")
     """Where prepared data lies."""
 
@@ -217,7 +221,10 @@ def train_one(argv: list[str]) -> int:
         f"{parameter_counts(model)['total']:,} parameters, {config.steps:,} steps of {config.tokens_per_step:,} tokens "
         f"of {data.description}, {precision} on {device}{', compiled' * (compile_ == 'on')}\n{folder.uri}"
     )
-    records = _show(config, data, runtime, folder, console)
+    watch = Profile(Watch(), folder.child("profile"), console.print) if options.profile else Watch()
+    records = _show(config, data, runtime, folder, console, watch)
+    if isinstance(watch, Profile):
+        console.print(watch.left(), soft_wrap=True)
     _write_metrics(folder, records)
     last = records[-1]
     if last.status == "diverged":
@@ -269,14 +276,17 @@ def _refuse_unused(model: ModelConfig, usual: ModelConfig) -> None:
         )
 
 
-def _show(config: TrialConfig, data: object, runtime: Runtime, folder: Folder, console: Console) -> list[Record]:
+def _show(
+    config: TrialConfig, data: object, runtime: Runtime, folder: Folder, console: Console, watch: Watch
+) -> list[Record]:
     """Trains with a progress bar; every record of the run."""
     warnings: list[str] = []
     records = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("training", total=config.steps)
-        for record in train(config, data, runtime, folder.child("checkpoints"), warnings):  # type: ignore[arg-type]
+        training = train(config, data, runtime, folder.child("checkpoints"), warnings, watch)  # type: ignore[arg-type]
+        for record in training:
             records.append(record)
             while warnings:
                 console.print(f"warning: {warnings.pop(0)}")

@@ -10,8 +10,8 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +30,7 @@ from lahr.plain import from_dict
 from lahr.training.attempts import DEATHS, Attempt, Superseded, Watchdog
 from lahr.training.loop import train
 from lahr.training.parallel import first_says, from_first, lost_another
+from lahr.training.profiling import Profile
 from lahr.training.runtime import Runtime, require
 from lahr.training.watch import Watch
 
@@ -45,8 +46,6 @@ _ASKED_IN_ALL = 500
 class Launch:
     """What one group of workers is to run."""
 
-    trials: Mapping[str, TrialConfig]
-    """Trial id → configuration, in the order to run them."""
     runtime: Runtime
     checkpoints: str
     """Path or URI of the folder of all trials' checkpoints."""
@@ -56,12 +55,16 @@ class Launch:
     """What the data must be."""
     cache: str
     """Where prepared data lies on each machine."""
-    start: str
-    """Names this start of the sweep: attempts are counted within it."""
     demands: Demands
     """What a machine must be to take part."""
-    hang_after: float
+    hang_after: float = 1800.0
     """Seconds without a step after which a trial counts as hung."""
+    profiled: Sequence[str] = ()
+    """Trials of which some steps are looked at by the profiler."""
+    trials: Mapping[str, TrialConfig] = field(default_factory=dict)
+    """Trial id → configuration, in the order to run them."""
+    start: str = ""
+    """Names this start of the sweep: attempts are counted within it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for the way to the workers."""
@@ -72,7 +75,7 @@ class Launch:
         """The inverse of `to_dict`."""
         trials = {name: from_dict(TrialConfig, config) for name, config in values["trials"].items()}
         parts = {"runtime": from_dict(Runtime, values["runtime"]), "demands": Demands(**values["demands"])}
-        return Launch(**{**values, "trials": trials, **parts})
+        return Launch(**{**values, "trials": trials, "profiled": tuple(values["profiled"]), **parts})
 
 
 def fit(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
@@ -159,7 +162,9 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
     def resumed(step: int) -> None:
         reporter.add({"trial": trial, "resumed": step, "warnings": warnings[:]}, "now")
 
-    watch = _Watch(attempt, watchdog, resumed, config)
+    watch: Watch = _Watch(attempt, watchdog, resumed, config)
+    if trial in launch.profiled and _is_first():
+        watch = Profile(watch, Folder.at(launch.demands.results).child(f"profile/{trial}"))
     try:
         with patience.showing_life(watchdog.alive):
             for record in train(config, _data(launch, config), launch.runtime, folder, warnings, watch):

@@ -138,7 +138,7 @@ class Folder:
         """The file's bytes; `FileNotFoundError` if it is not there."""
 
         def content(filesystem: fs.FileSystem, path: str) -> bytes:
-            with filesystem.open_input_stream(path) as stream:
+            with filesystem.open_input_stream(path, compression=None) as stream:
                 return stream.read()
 
         return self._patiently("read", name, content)
@@ -172,7 +172,7 @@ class Folder:
         """Makes or overwrites the local file `target` with the file `name`, which need not fit into memory."""
 
         def get(filesystem: fs.FileSystem, path: str) -> None:
-            with filesystem.open_input_stream(path) as stream, open(target, "wb") as file:
+            with filesystem.open_input_stream(path, compression=None) as stream, open(target, "wb") as file:
                 shutil.copyfileobj(stream, file, _PIECE)
 
         self._patiently("read", name, get)

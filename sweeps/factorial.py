@@ -94,19 +94,24 @@ def run(options: Options, console: Console) -> int:
                 ProgressTable(pending, results.table(results.design()), console),
                 event_files.EventFiles(_events_folder(results)),
             ]
+            launch = schedule.Launch(
+                runtime=runtime,
+                checkpoints=results.checkpoints.uri,
+                data=prepared.uri,
+                content_hash=design.content_hash,
+                cache=options.cache if options.cache.startswith("~") else str(options.cache_folder),
+                demands=demands,
+                hang_after=options.hang_after,
+                profiled=study.first_of_each_cell(pending) if options.profile else (),
+            )
             outcome = schedule.run(
                 pending,
                 observers,
                 results=results,
-                runtime=runtime,
+                launch=launch,
                 cluster=cluster,
-                demands=demands,
-                data=prepared,
-                content_hash=design.content_hash,
-                cache=options.cache if options.cache.startswith("~") else str(options.cache_folder),
                 seconds=seconds,
                 concurrency=options.concurrency,
-                hang_after=options.hang_after,
             )
             for observer in observers:
                 observer.close()

@@ -68,7 +68,7 @@ def compile_parts(model: LAHR) -> None:
     for part in model.modules():
         if isinstance(part, Block | Memory) and part not in _varying(model):
             # The method, not the module: hooks of DDP and FSDP stay outside.
-            part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign]
+            part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign, assignment]
 
 
 def _varying(model: LAHR) -> set[nn.Module]:

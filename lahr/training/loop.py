@@ -100,6 +100,7 @@ def train(
                 run.load(restored)
         if warn is not None and problems:
             warn += [*problems, f"it goes on from step {run.step}" if run.step else "it starts over"]
+    run.watch.begins(run.model)
     run.watch.resumed(run.step)
     yield from records
     if records and records[-1].status != "running":

@@ -1,8 +1,13 @@
 """What a driver of the loop may want to know or do between steps: where it can be told to save, or to stop."""
 
+from torch import nn
+
 
 class Watch:
     """Looks on while a trial trains. This one does nothing; a driver overrides what it needs."""
+
+    def begins(self, model: nn.Module) -> None:
+        """Called first, with the model that is trained."""
 
     def resumed(self, step: int) -> None:
         """Called once, before the first step, with the step that training goes on from: 0 without a checkpoint."""

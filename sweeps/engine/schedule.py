@@ -17,6 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -151,28 +152,24 @@ def run(
     observers: Sequence[Observer],
     *,
     results: Results,
-    runtime: Runtime,
+    launch: Launch,
     cluster: Cluster,
-    demands: Demands,
-    data: Folder,
-    content_hash: str,
-    cache: str,
     seconds: Mapping[str, float],
     concurrency: int | None = None,
-    hang_after: float = 1800.0,
     fit: Fit = distributed.fit,
 ) -> Outcome:
     """Runs the pending trials to their ends, as many at a time as fit, handing every record to the observers.
 
-    Needs `connected()`. `data` is where machines find the prepared data, `seconds` a trial's estimated length by cell,
-    `demands` what each worker's machine has to meet, `fit` what runs a launch.
-    A trial that keeps failing, or takes no step for `hang_after` seconds, is reported as failed and does not stop the
+    Needs `connected()`. `launch` is what all launches have in common, `seconds` a trial's estimated length by cell,
+    `fit` what runs a launch.
+    A trial that keeps failing, or hangs, is reported as failed and does not stop the
     others. Ctrl-C ends it early with `interrupted` set, storage that is away or a machine that does not fit with
     `stopped`; what was done is kept.
     """
     relay = Relay({trial.id: trial for trial in pending}, observers)
     if cluster.grows:
         give_back_earlier(results.folder)
+    runtime = launch.runtime
     lanes = cluster.lanes(runtime, concurrency)
     # Ray's own state is never read again: it stays on this machine, whatever happens to the results' storage.
     with tempfile.TemporaryDirectory(prefix="lahr-ray-", ignore_cleanup_errors=True) as storage:
@@ -182,23 +179,11 @@ def run(
                 break
             start = f"{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:6]}"
             carried = [
-                Launch(
-                    trials={trial.id: trial.config for trial in group},
-                    runtime=runtime,
-                    checkpoints=results.checkpoints.uri,
-                    data=data.uri,
-                    content_hash=content_hash,
-                    cache=cache,
-                    start=start,
-                    demands=demands,
-                    hang_after=hang_after,
-                ).to_dict()
+                replace(launch, trials={t.id: t.config for t in group}, start=start).to_dict()
                 for group in launches(waiting, lanes, seconds)
             ]
             generator = BasicVariantGenerator(max_concurrent=lanes)
-            ears = _Ears(
-                relay, [list(launch["trials"]) for launch in carried], generator, cluster, runtime, concurrency
-            )
+            ears = _Ears(relay, [list(c["trials"]) for c in carried], generator, cluster, runtime, concurrency)
             try:
                 _tune(carried, ears, generator, start, storage, fit)
             finally:

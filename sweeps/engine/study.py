@@ -26,7 +26,7 @@ from lahr.machine import processor
 from lahr.training import compilation
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
 from lahr.training.timing import seconds_per_trial
-from sweeps.engine.design import Design
+from sweeps.engine.design import Design, Trial
 from sweeps.engine.machines import Cluster
 from sweeps.engine.options import Options
 from sweeps.engine.results import Results
@@ -148,6 +148,11 @@ def estimated_seconds(study: Study, say: Callable[[str], None]) -> dict[str, flo
         why = str(error).strip().splitlines()[0]
         say(f"a step could not be timed ({why}): seconds are a guess, at {_GPU_FLOPS:.0e} FLOP/s for each GPU")
         return guessed
+
+
+def first_of_each_cell(pending: Sequence[Trial]) -> tuple[str, ...]:
+    """Ids of the first trial of each cell."""
+    return tuple({trial.cell: trial.id for trial in reversed(pending)}.values())
 
 
 def environment() -> dict[str, Any]:

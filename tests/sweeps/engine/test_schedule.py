@@ -84,7 +84,9 @@ def test_an_address_that_is_no_name_is_said():
 def test_a_launch_survives_the_way_to_a_worker(make_design):
     trials = {trial.id: trial.config for trial in make_design().trials()}
     demands = Demands("results", "nonce", {"torch": "2.13.0"})
-    launch = Launch(trials, Runtime(), "somewhere", "data", "hash", "cache", "start", demands, 60.0)
+    launch = Launch(
+        Runtime(), "somewhere", "data", "hash", "cache", demands, 60.0, ("b-s0",), trials=trials, start="start"
+    )
     assert Launch.from_dict(json.loads(json.dumps(launch.to_dict()))) == launch
 
 
@@ -166,14 +168,17 @@ def sweep(
         pending,
         [heard, Recorder(results, design), *observers],
         results=results,
-        runtime=runtime,
+        launch=Launch(
+            runtime=runtime,
+            checkpoints=results.checkpoints.uri,
+            data=str(data.folder),
+            content_hash=design.content_hash,
+            cache=str(data.folder.parent),
+            demands=Demands.made(results.folder),
+            hang_after=hang_after,
+        ),
         cluster=cluster,
-        demands=Demands.made(results.folder),
-        data=Folder.at(data.folder),
-        content_hash=design.content_hash,
-        cache=str(data.folder.parent),
         seconds=seconds(design),
-        hang_after=hang_after,
     )
     return outcome, heard, results
 

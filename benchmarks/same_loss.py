@@ -1,0 +1,73 @@
+"""Whether compiled training ends where the code as written does: loss after 200 steps, five seeds.
+
+    python benchmarks/same_loss.py
+
+The full model at the shape of `smoke`. The yardstick is what rounding does anyway: how far the plain bf16 run ends from
+the plain fp32 run of the same seed. Where the processor has no bf16 it is computed in software, slowly and to the same
+bits.
+"""
+
+import statistics
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest import mock
+
+import tyro
+from protocol import Goal, Section, table
+from rich.console import Console
+
+from lahr.config import DataConfig, TrainConfig, TrialConfig
+from lahr.data import prepare
+from lahr.presets import PRESETS, with_levels
+from lahr.training.loop import train
+from lahr.training.runtime import Runtime
+
+STEPS = 200
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to run."""
+
+    seeds: int = 5
+
+
+def section(options: Options, console: Console) -> Section:
+    """Measures."""
+    smoke = PRESETS["smoke"]
+    model = with_levels(smoke.model, dict(smoke.on))
+    budget = TrainConfig(tokens=STEPS * 4 * model.max_seq_len, batch_size=4, lr=5e-3, evaluations=1)
+    data_config = DataConfig(train_tokens=200_000, validation_blocks=32)
+    rows, compiled_off, bf16_off = [], [], []
+    with tempfile.TemporaryDirectory() as cache, mock.patch("lahr.training.runtime.has_bf16", return_value=True):
+        data = prepare(data_config, model.vocab_size, model.max_seq_len, Path(cache), lambda *_: None)
+
+        def loss(seed: int, precision: str, compile_: str) -> float:
+            console.print(f"seed {seed}, {precision}, compile {compile_} …")
+            config = replace(TrialConfig(model, data_config, budget), seed=seed, precision=precision)  # type: ignore[arg-type]
+            *_, last = train(config, data, Runtime(compile=compile_))  # type: ignore[arg-type]
+            return last.metrics["val_loss"]
+
+        for seed in range(options.seeds):
+            plain, compiled, bf16 = (
+                loss(seed, p, c) for p, c in (("fp32", "off"), ("fp32", "on"), ("bf16", "off"))
+            )
+            compiled_off.append(abs(compiled - plain))
+            bf16_off.append(abs(bf16 - plain))
+            rows.append((seed, *(f"{x:.5f}" for x in (plain, compiled, bf16, compiled_off[-1], bf16_off[-1]))))
+    ours, rounding = statistics.mean(compiled_off), statistics.mean(bf16_off)
+    text = f"Validation loss after {STEPS} steps, nats a token.\n\n" + table(
+        ("seed", "as written, fp32", "compiled, fp32", "as written, bf16", "compiled is off by", "bf16 is off by"),
+        rows,
+    )
+    what = "loss of the compiled run against the plain one's, mean distance over seeds"
+    return Section(
+        "The same loss", text, (Goal(what, f"≤ bf16's: {rounding:.2g} nats", f"{ours:.2g} nats", ours <= rounding),)
+    )
+
+
+if __name__ == "__main__":
+    found = section(tyro.cli(Options, description=__doc__), Console(stderr=True))
+    found.save("same_loss")
+    print(found.text)

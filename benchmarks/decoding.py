@@ -17,7 +17,7 @@ from rich.console import Console
 from steps import SHAPE
 
 from lahr.model import LAHR
-from lahr.model.generation import Sampling, generate
+from lahr.model.generation import Sampling, generate, lay_out
 from lahr.model_config import ModelConfig
 from lahr.presets import PRESETS, with_levels
 
@@ -61,6 +61,8 @@ def section(options: Options, console: Console) -> Section:
     """Measures."""
     torch.set_num_threads(options.threads)
     base, full = LAHR(SHAPE).eval(), LAHR(with_levels(SHAPE, dict(PRESETS["quick"].on))).eval()
+    for model in (base, full):
+        lay_out(model)  # as `lahr.load` does
     goals, rows = [], []
     for batch in options.batches:
         noise = torch.Generator().manual_seed(batch)

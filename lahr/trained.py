@@ -26,7 +26,7 @@ from lahr.config import TrialConfig
 from lahr.data.corpora import END_OF_TEXT
 from lahr.errors import ConfigError, check
 from lahr.files import Folder
-from lahr.model.generation import Sampling, generate
+from lahr.model.generation import Sampling, generate, lay_out
 from lahr.model.lahr import LAHR
 from lahr.plain import canonical_json, from_dict
 from lahr.training import checkpoints
@@ -281,6 +281,8 @@ def _model(config: TrialConfig, weights: Mapping[str, torch.Tensor], where: str,
     )
     model = model.to(device, dtype)
     model.load_state_dict(dict(weights))
+    if device == "cpu":
+        lay_out(model)
     return model.eval()
 
 

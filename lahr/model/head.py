@@ -43,15 +43,21 @@ class _MeanCrossEntropy(torch.autograd.Function):
             p_SV[torch.arange(len(p_SV), device=x.device), targets_S] -= 1
             grad_SV = p_SV.mul_(1 / targets.numel()).to(w_VD.dtype)
             x_grads.append((grad_SV @ w_VD).to(x.dtype))
-            weight_grad_VD += grad_SV.T @ x_SD
-        ctx.save_for_backward(torch.cat(x_grads).view(x.shape), weight_grad_VD)
+            if w_VD.dtype == weight_grad_VD.dtype:
+                weight_grad_VD.addmm_(grad_SV.T, x_SD)
+            else:
+                weight_grad_VD += grad_SV.T @ x_SD
+        ctx.grads = (torch.cat(x_grads).view(x.shape), weight_grad_VD)  # type: ignore[attr-defined]
         return total / targets.numel()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
-        x_grad, weight_grad_VD = ctx.saved_tensors  # type: ignore[attr-defined]
-        return x_grad * grad.to(x_grad.dtype), weight_grad_VD * grad.to(weight_grad_VD.dtype), None
+        # In place, since this is where a step takes the most memory: so they can be had once.
+        if ctx.grads is None:  # type: ignore[attr-defined]
+            raise RuntimeError("the head's gradient was taken already; run the forward pass again")
+        (x_grad, weight_grad_VD), ctx.grads = ctx.grads, None  # type: ignore[attr-defined]
+        return x_grad.mul_(grad.to(x_grad.dtype)), weight_grad_VD.mul_(grad.to(weight_grad_VD.dtype)), None
 
 
 def _losses(logits_SV: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:

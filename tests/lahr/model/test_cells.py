@@ -183,17 +183,14 @@ def test_the_router_learns_from_the_language_model_and_the_predictor_only_from_i
     """Caught: the router's score not multiplying the branch; the predictor reading x undetached; the predictor's
     logits as the gate."""
     model = awake(replace(cells["mod+latent+memory"], mod_gate=gate)).train()
-    output = model(tokens_BT, targets_BT)
     names, parameters = zip(*model.named_parameters(), strict=True)
-    by_lm = dict(
-        zip(
-            names,
-            torch.autograd.grad(output.lm_loss, parameters, retain_graph=True, allow_unused=True),
-            strict=True,
-        )
-    )
-    own = output.loss - output.lm_loss
-    by_own = dict(zip(names, torch.autograd.grad(own, parameters, allow_unused=True), strict=True))
+
+    def gradients(of):  # each of a forward pass of its own: the head hands its gradient out once
+        found = torch.autograd.grad(of(model(tokens_BT, targets_BT)), parameters, allow_unused=True)
+        return dict(zip(names, found, strict=True))
+
+    by_lm = gradients(lambda output: output.lm_loss)
+    by_own = gradients(lambda output: output.loss - output.lm_loss)
     for name in names:
         predicts = "predictor" in name
         assert (by_lm[name] is None) == predicts, name

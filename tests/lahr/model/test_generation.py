@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lahr.model import LAHR
 from lahr.model.cache import Cache
-from lahr.model.generation import Sampling, generate, left_padded
+from lahr.model.generation import Sampling, generate, lay_out, left_padded
 from tests.lahr.model.conftest import FULL, GATE, models
 from tests.lahr.model.test_causality import EXACT
 
@@ -44,6 +44,19 @@ def test_left_padded_batches_decode_as_each_sequence_alone(every, awake, tokens_
         for b, n in enumerate(lengths):
             alone = model(tokens_BT[b : b + 1, :n])[0]
             assert (logits[b, 24 - n :] - alone).abs().max() < EXACT
+
+
+def test_weights_laid_out_for_decoding_are_the_same_weights(awake, tokens_BT):
+    """Caught: a weight that is transposed, and one that is still laid out by rows."""
+    model = awake(FULL)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with torch.no_grad():
+        logits = model(tokens_BT)
+        lay_out(model)
+        assert (model(tokens_BT) - logits).abs().max() < EXACT
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert model.blocks[0].attention.qkv.weight.t().is_contiguous()
+    assert model.embedding.weight.t().is_contiguous()
 
 
 @settings(max_examples=60)

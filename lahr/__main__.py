@@ -77,7 +77,7 @@ class Options:
     threads: int = 1
     """Threads on a CPU."""
     compile: compilation.Asked = "auto"
-    """torch.compile; `auto` where the run is long enough to gain by it."""
+    """torch.compile; `auto` on a CPU where the run is long enough to gain by it."""
     profile: bool = False
     """Leaves a trace of five steps, and a table of where their time goes, in the run's folder, and goes on."""
     cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")

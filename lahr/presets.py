@@ -29,7 +29,7 @@ PRESETS: dict[str, Preset] = {
     ),
     "quick": Preset(
         ModelConfig(vocab_size=1024, d_model=128, n_layers=4, n_heads=4, max_seq_len=256),
-        # Of the variance of a paired difference so few windows make a tenth, seeds the rest (docs/notebook.md).
+        # So few windows add 6 to 37 % to the variance that seeds give a paired difference (docs/notebook.md).
         DataConfig(train_tokens=2_000_000, validation_blocks=20),
         # What fits 40 trials into 15 minutes on two cores without bf16, and the small steps that make the most of it.
         TrainConfig(tokens=163_840, batch_size=2, lr=6e-3, warmup=0.2, evaluations=3),

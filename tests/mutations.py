@@ -24,6 +24,7 @@ LAYERS, MOD, LATENT, MEMORY = (
 )
 LAHR, CACHE, FLOPS, GENERATION = (f"lahr/model/{n}.py" for n in ("lahr", "cache", "flops", "generation"))
 LOOP, EVALUATION, BATCHES = "lahr/training/loop.py", "lahr/training/evaluation.py", "lahr/data/batches.py"
+HEAD, COMPILATION, PROFILING = "lahr/model/head.py", "lahr/training/compilation.py", "lahr/training/profiling.py"
 IN_MODEL = "tests/lahr/model"
 
 
@@ -48,7 +49,7 @@ FAULTS = [
           "            selected_BT = causal_BT > self.threshold\n", "            selected_BT = top_k_BT\n",
           f"{IN_MODEL}/test_causality.py"),
     Fault("1", "top-k routing that is causal, so that its test could not fail", MOD,
-          'if routing == "causal":', "if True:", f"{IN_MODEL}/test_causality.py"),
+          'if routing == "topk":', "if False:", f"{IN_MODEL}/test_causality.py"),
     Fault("1", "chosen tokens packed out of order", MOD,
           "torch.argsort(~selected_BT, dim=1, stable=True)[:, :width]",
           "torch.argsort(~selected_BT, dim=1, stable=True)[:, :width].flip(1)", f"{IN_MODEL}/test_causality.py"),
@@ -98,9 +99,8 @@ FAULTS = [
           "        self.latest[self.layer] = (k_BTHE, v_BTHE)\n",
           "        self.latest.setdefault(self.layer, (k_BTHE, v_BTHE))\n", f"{IN_MODEL}/test_latent_reasoning.py"),
     Fault("7", "tokens that are not routed are cached", CACHE,
-          "        store.append(k_BTHE, v_BTHE, self.positions_BT, self.real_BT)",
-          "        store.append(k_BTHE, v_BTHE, self.positions_BT, torch.ones_like(self.real_BT))",
-          f"{IN_MODEL}/test_generation.py"),
+          "chosen.append(self.positions_BT, self.real_BT)",
+          "chosen.append(self.positions_BT, torch.ones_like(self.real_BT))", f"{IN_MODEL}/test_generation.py"),
     Fault("7", "one cache for all passes", LATENT,
           'self.step(h_BTD, injected_BTD, window.site(f"pass{t}"))', 'self.step(h_BTD, injected_BTD, window)',
           f"{IN_MODEL}/test_generation.py"),
@@ -111,8 +111,8 @@ FAULTS = [
           "(before_B[:, None] + real_BT.cumsum(1) - 1)",
           "(before_B[:, None] + torch.ones_like(real_BT).cumsum(1) - 1)", f"{IN_MODEL}/test_generation.py"),
     Fault("8", "top-k over the whole batch", MOD,
-          "return mask_BT.scatter_(1, scores_BT.topk(k, dim=1).indices, True)",
-          "return scores_BT >= scores_BT.flatten().topk(k * len(scores_BT)).values[-1]",
+          "return scores_BT.topk(k, dim=1).indices.sort(dim=1).values",
+          "return scores_BT.mean(0, keepdim=True).topk(k).indices.sort(dim=1).values.expand(len(scores_BT), -1)",
           f"{IN_MODEL}/test_causality.py"),
     Fault("8", "queries normalised over the batch", MEMORY,
           "q_BTHK = self.query_norm(self.query(x_BTD).view(B, T, self.heads, -1))",
@@ -151,7 +151,8 @@ FAULTS = [
     Fault("14", "nominal passes counted whatever was run", FLOPS,
           "c.latent_iterations if passes is None else passes)", "c.latent_iterations)", f"{IN_MODEL}/test_flops.py"),
     Fault("14", "tokens masked instead of skipped", MOD,
-          "selected_BT, width = top_k_BT, k", "selected_BT, width = top_k_BT, x_BTD.shape[1]",
+          "selected_BT, places_BK = top_k_BT, top_BK",
+          "selected_BT, places_BK = top_k_BT, torch.arange(x_BTD.shape[1]).expand_as(top_k_BT)",
           f"{IN_MODEL}/test_flops.py"),
     Fault("threshold router", "top-k in training", LAHR,
           'if self.training and self.config.mod_router != "threshold" else "causal"',
@@ -186,6 +187,18 @@ FAULTS = [
           "k_BTHE.detach(), v_BTHE.detach()", "k_BTHE, v_BTHE", f"{IN_MODEL}/test_memory.py"),
     Fault("sampling", "top-p that drops the token which crosses p", GENERATION,
           "before_BV >= self.top_p", "sorted_BV.softmax(1).cumsum(1) >= self.top_p", f"{IN_MODEL}/test_generation.py"),
+    Fault("head", "the target's share of the gradient left out", HEAD,
+          "targets_S] -= 1", "targets_S] -= 0", f"{IN_MODEL}/test_head.py"),
+    Fault("head", "a mean over slices", HEAD,
+          "return total / targets.numel()", "return total / x.shape[0]", f"{IN_MODEL}/test_head.py"),
+    Fault("compilation", "the gradient of the step that compiles kept", LOOP,
+          "        self._gradient()\n        self.optimizer.zero_grad()\n", "        self._gradient()\n",
+          "tests/lahr/training/test_compilation.py"),
+    Fault("compilation", "a threshold router's block compiled for every number of tokens", COMPILATION,
+          "    if by_threshold:\n", "    if False:\n", "tests/lahr/training/test_compilation.py -k vary"),
+    Fault("profile", "the backward pass counted where it runs", PROFILING,
+          "forward_of.get(back.sequence_nr, (\"the rest\", \"\"))", "_place(event)",
+          "tests/lahr/training/test_profiling.py"),
 ]  # fmt: skip
 
 

@@ -20,9 +20,10 @@ from lahr.model.memory import EarlierSegments, Memory
 from lahr.model.mixture_of_depths import RoutedBlock
 
 Asked = Literal["auto", "on", "off"]
-WORTH = {"cpu": 1e14, "cuda": 1e17}
-"""Training FLOPs of a trial from which on compiling pays: some ten minutes of a core, or of a GPU. It takes half a
-minute, a few seconds where the code is known, and gains 5 to 25 % of a step (docs/benchmarks.md)."""
+WORTH = 1e14
+"""Training FLOPs of a trial on a CPU from which on compiling pays: some ten minutes of a core. It takes half a minute,
+a few seconds where the code is known, and gains 5 to 25 % of a step (docs/benchmarks.md); on a GPU it was never timed.
+"""
 _VARIANTS = 64
 """Shapes that one process may compile a part for: capacities differ from trial to trial."""
 
@@ -30,12 +31,10 @@ _VARIANTS = 64
 def decide(asked: Asked, config: TrialConfig, device: str) -> tuple[Literal["on", "off"], str]:
     """Whether a trial is compiled, and why not if that has to be said. `ConfigError` if it was asked for in vain."""
     flops = training_flops_per_token(config.model, segments=config.data.segments) * config.train.tokens
-    if asked == "off" or (asked == "auto" and flops < WORTH[device]):
+    if asked == "off" or (asked == "auto" and (device == "cuda" or flops < WORTH)):
         return "off", ""
     if device == "cuda" and not torch.cuda.is_available():
-        if asked == "on":
-            return "on", ""
-        return "off", "not compiled: there is no GPU here to try it on; --compile on compiles all the same"
+        return "on", ""  # a worker that cannot refuses
     why = unable(device) or ""
     check(
         not why or asked == "auto",

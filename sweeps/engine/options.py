@@ -73,7 +73,7 @@ class Options:
     precision: Literal["auto", "bf16", "fp32"] = "auto"
     """Type of matrix products; `auto` takes bf16 where the hardware has it."""
     compile: compilation.Asked = "auto"
-    """torch.compile; `auto` where a trial is long enough to gain by it."""
+    """torch.compile; `auto` on a CPU where a trial is long enough to gain by it."""
     profile: bool = False
     """Leaves a trace of five steps of each cell's first trial, and a table of where their time goes, in `profile/`."""
     cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")

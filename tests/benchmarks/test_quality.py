@@ -67,7 +67,8 @@ def test_logits_are_those_of_a_llama_in_double_precision(
         return F.rms_norm(x, self.weight.shape, self.weight, self.variance_epsilon)
 
     def angles(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return tuple(torch.cat((half, half), -1)[position_ids].to(x.dtype) for half in table)  # type: ignore[return-value]
+        sin = table.sin * torch.where(torch.arange(SHAPE.head_dim) < SHAPE.head_dim // 2, -1, 1)  # ours has signs
+        return table.cos[position_ids].to(x.dtype), sin[position_ids].to(x.dtype)
 
     table = rotary_table(SHAPE.max_seq_len, SHAPE.head_dim, SHAPE.rope_theta)
     monkeypatch.setattr(llama.LlamaRMSNorm, "forward", norm)

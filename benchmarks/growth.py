@@ -17,7 +17,7 @@ from steps import SHAPE, Options, ours, setting_of
 from lahr.model.flops import training_flops_per_token
 from lahr.model_config import ModelConfig
 
-TOKENS = 4096
+TOKENS, ROUNDS_EACH = 4096, 3
 VARIED: dict[str, tuple[int, ...]] = {
     "max_seq_len": (128, 512, 2048, 4096),
     "d_model": (128, 256, 512),
@@ -41,7 +41,7 @@ def section(options: Options, console: Console) -> Section:
     for field, sizes in VARIED.items():
         configs = dict(zip(map(str, sizes), shapes(field), strict=True))
         rates = measure(
-            [ours(c, TOKENS // c.max_seq_len, setting, name) for name, c in configs.items()], 6, console
+            [ours(c, TOKENS // c.max_seq_len, setting, name) for name, c in configs.items()], ROUNDS_EACH, console
         )
         seconds = [TOKENS / figure(rate).value for rate in rates.values()]
         flops = [training_flops_per_token(config) for config in configs.values()]

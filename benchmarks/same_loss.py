@@ -37,7 +37,7 @@ def section(options: Options, console: Console) -> Section:
     """Measures."""
     smoke = PRESETS["smoke"]
     model = with_levels(smoke.model, dict(smoke.on))
-    budget = TrainConfig(tokens=STEPS * 4 * model.max_seq_len, batch_size=4, lr=5e-3, evaluations=1)
+    budget = TrainConfig(tokens=STEPS * 2 * model.max_seq_len, batch_size=2, lr=5e-3, evaluations=1)
     data_config = DataConfig(train_tokens=200_000, validation_blocks=32)
     rows, compiled_off, bf16_off = [], [], []
     with tempfile.TemporaryDirectory() as cache, mock.patch("lahr.training.runtime.has_bf16", return_value=True):

@@ -67,6 +67,7 @@ def _times(of: Figure, factor: float) -> Figure:
 
 
 if __name__ == "__main__":
-    found = section(tyro.cli(Options, description=__doc__), Console(stderr=True))
-    found.save("cells")
+    options = tyro.cli(Options, description=__doc__)
+    found = section(options, Console(stderr=True))
+    found.save("cells" + options.suffix)
     print(found.text)

@@ -8,11 +8,15 @@ medians over rounds with the interval that order statistics give, which asks not
 import gc
 import json
 import math
+import os
+import platform
 import random
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,9 +24,13 @@ import torch
 from rich.console import Console
 from scipy import stats
 
+from lahr.machine import processor
+from lahr.training.runtime import has_bf16
+
 ROUNDS, TURN_S, WARM_UPS = 9, 0.5, 3
 KEPT = Path(__file__).parents[1] / ".tmp" / "bench"
 """Sections that were measured, as JSON, so that the page can be made anew after one of them."""
+_PACKAGES = ("torch", "transformers", "x-transformers", "ray")
 
 
 @dataclass(frozen=True)
@@ -66,11 +74,13 @@ class Section:
     title: str
     text: str
     goals: tuple[Goal, ...]
+    made: str = ""
+    """When and on what; filled in as it is kept."""
 
     def save(self, name: str) -> None:
         """Keeps it for the page."""
         KEPT.mkdir(parents=True, exist_ok=True)
-        (KEPT / f"{name}.json").write_text(json.dumps(asdict(self), indent=1))
+        (KEPT / f"{name}.json").write_text(json.dumps({**asdict(self), "made": made()}, indent=1))
 
     @staticmethod
     def kept(name: str) -> "Section | None":
@@ -79,7 +89,26 @@ class Section:
         if not path.exists():
             return None
         kept = json.loads(path.read_text())
-        return Section(kept["title"], kept["text"], tuple(Goal(**goal) for goal in kept["goals"]))
+        return Section(**{**kept, "goals": tuple(Goal(**goal) for goal in kept["goals"])})
+
+
+def made() -> str:
+    """Today, the commit, and what it is measured on."""
+
+    def of(name: str) -> str:
+        try:
+            return f"{name} {version(name)}"
+        except PackageNotFoundError:
+            return f"no {name}"
+
+    git = ["git", "-C", str(KEPT.parents[1]), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip() or "unknown"
+    bf16 = "bf16 in hardware" if has_bf16("cpu") else "no bf16 in hardware"
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return (
+        f"{time.strftime('%Y-%m-%d')}, commit {commit}, {os.cpu_count()} cores of {processor()} ({bf16}){gpu}, "
+        f"{platform.system()}, Python {platform.python_version()}, {', '.join(map(of, _PACKAGES))}"
+    )
 
 
 def measure(

@@ -54,6 +54,7 @@ def profile_of(config: ModelConfig, options: Options, setting: Setting, data: To
 
 
 if __name__ == "__main__":
-    found = section(tyro.cli(Options, description=__doc__), Console(stderr=True))
-    found.save("where")
+    options = tyro.cli(Options, description=__doc__)
+    found = section(options, Console(stderr=True))
+    found.save("where" + options.suffix)
     print(found.text)

@@ -79,7 +79,8 @@ class Options:
     compile: compilation.Asked = "auto"
     """torch.compile; `auto` on a CPU where the run is long enough to gain by it."""
     profile: bool = False
-    """Leaves a trace of five steps, and a table of where their time goes, in the run's folder, and goes on."""
+    """Leaves a trace of five steps, which are slower for it, and a table of where their time goes, in the run's folder,
+    and goes on."""
     cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")
     """Where prepared data lies."""
 
@@ -187,16 +188,7 @@ def train_one(argv: list[str]) -> int:
     _refuse_unused(model, preset(options.preset).model)
     precision = choose_precision(device) if options.precision == "auto" else options.precision
     config = TrialConfig(model, options.data, options.train, options.seed, precision)
-    compile_, said = compilation.decide(options.compile, config, device)
-    runtime = Runtime(
-        device=device,  # type: ignore[arg-type]
-        threads=options.threads,
-        micro_batch=choose_micro_batch(config, device, 1),
-        compile=compile_,
-    )
     console = Console()
-    if said:
-        console.print(said, highlight=False, soft_wrap=True)
     Folder.at(options.out).check_writable()
     with console.status("") as status:
         cache = Path(options.cache).expanduser().resolve()
@@ -206,9 +198,21 @@ def train_one(argv: list[str]) -> int:
     folder = Folder.at(options.out).child(
         f"{options.preset}-s{config.seed}-{config.fingerprint(data.content_hash)}"
     )
+    begun = _begun(folder) if folder.exists("config.json") else None
+    if begun is not None and options.compile == "auto":
+        compile_ = begun.compile  # decided once
+    else:
+        compile_, said = compilation.decide(options.compile, config, device)
+        if said:
+            console.print(said, highlight=False, soft_wrap=True)
+    runtime = Runtime(
+        device=device,  # type: ignore[arg-type]
+        threads=options.threads,
+        micro_batch=choose_micro_batch(config, device, 1),
+        compile=compile_,
+    )
     require(config, runtime)
-    if folder.exists("config.json"):
-        begun = _begun(folder)
+    if begun is not None:
         differing = [f"{name} {then}, now {now}" for name, (then, now) in begun.differences(runtime).items()]
         check(
             not differing,
@@ -224,7 +228,7 @@ def train_one(argv: list[str]) -> int:
     watch = Profile(Watch(), folder.child("profile"), console.print) if options.profile else Watch()
     records = _show(config, data, runtime, folder, console, watch)
     if isinstance(watch, Profile):
-        console.print(watch.left(), soft_wrap=True)
+        console.print(watch.left, soft_wrap=True)
     _write_metrics(folder, records)
     last = records[-1]
     if last.status == "diverged":

@@ -173,6 +173,8 @@ def _try(launch: Launch, trial: str, config: TrialConfig, reporter: "_Reporter")
                     {"trial": trial, "progress": record.to_json()}, "with the next" if ended else "in time"
                 )
             from_first(attempt.done)
+            if isinstance(watch, Profile) and watch.missing is not None:
+                reporter.add({"said": f"{trial}: {watch.left}"}, "with the next")
     except (Superseded, StorageError):
         raise
     except Exception as error:

@@ -55,13 +55,16 @@ def run(options: Options, console: Console) -> int:
     """Runs what is pending, then reports."""
     Results.at(options.results, options.sweep_name).folder.check_writable()
     others = [_other(path) for path in options.reuse]
-    sweep = study.resolve(options, console, has_gpu=False)
+    sweep = study.resolve(options, console, has_gpu=None)
     results = sweep.results
     pending = results.pending(sweep.design)
     check_room(sweep.design, len(pending), study.lanes_here(sweep), results.folder)
     lease.refuse_if_held(results.folder)
     if not pending and results.exists():
-        console.print("every trial of this design is finished; writing the report again")
+        console.print(
+            "every trial of this design is finished; writing the report again"
+            + "; there is nothing left to profile" * options.profile
+        )
         with lease.held(results.folder):
             _report(options, results, console)
         return 0
@@ -70,8 +73,8 @@ def run(options: Options, console: Console) -> int:
 
     began = time.monotonic()
     with schedule.connected(options.address, options.hang_after) as cluster:
-        if cluster.gpus and options.device == "auto" and not results.exists():
-            sweep = study.resolve(options, console, has_gpu=True)
+        if not results.exists():
+            sweep = study.resolve(options, console, has_gpu=cluster.gpus > 0)
         design, runtime = sweep.design, sweep.runtime
         lanes = cluster.lanes(runtime, options.concurrency)
         with lease.held(results.folder):
@@ -120,6 +123,8 @@ def run(options: Options, console: Console) -> int:
                 return 130 if outcome.interrupted else 2
             if results.finished():
                 _report(options, results, console)
+            if launch.profiled:
+                console.print(f"profiles:    {_shown(results, 'profile')}, a folder for each trial", soft_wrap=True)
             console.print(f"{(time.monotonic() - began) / 60:.1f} minutes")
     for name, error in outcome.failed.items():
         _say_failed(console, name, error)

@@ -192,7 +192,7 @@ FAULTS = [
     Fault("head", "a mean over slices", HEAD,
           "return total / targets.numel()", "return total / x.shape[0]", f"{IN_MODEL}/test_head.py"),
     Fault("compilation", "the gradient of the step that compiles kept", LOOP,
-          "        self._gradient()\n        self.optimizer.zero_grad()\n", "        self._gradient()\n",
+          "        self.optimizer.zero_grad()\n        self.watch.alive()\n", "        self.watch.alive()\n",
           "tests/lahr/training/test_compilation.py"),
     Fault("compilation", "a threshold router's block compiled for every number of tokens", COMPILATION,
           "    if by_threshold:\n", "    if False:\n", "tests/lahr/training/test_compilation.py -k vary"),

@@ -64,6 +64,7 @@ def compile_parts(model: LAHR) -> None:
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = _VARIANTS
+    torch._dynamo.config.optimize_ddp = False  # it would split a part where DDP's buckets end; parts are smaller
     for part in model.modules():
         if isinstance(part, Block | Memory) and part not in _varying(model):
             # The method, not the module: hooks of DDP and FSDP stay outside.

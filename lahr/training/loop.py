@@ -37,7 +37,7 @@ from lahr.training.runtime import Runtime, peak_memory_mib, require, reset_peak_
 from lahr.training.watch import Watch
 
 _EVALUATED_AT_ONCE = 2
-"""Windows in a batch of an evaluation, for each that trains at once: without a gradient logits take half the room."""
+"""Windows in a batch of an evaluation, for each that trains at once: without a gradient nothing is kept for it."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +101,23 @@ def train(
         if warn is not None and problems:
             warn += [*problems, f"it goes on from step {run.step}" if run.step else "it starts over"]
     run.watch.begins(run.model)
+    try:
+        yield from _train(run, records, checkpoint_folder, fingerprint if checkpoint_folder is not None else "")
+    finally:
+        run.watch.ends()
+
+
+def _train(run: "_Run", records: list[Progress], folder: Folder | None, fingerprint: str) -> Iterator[Progress]:
+    """The records so far, then those of the steps that are left."""
     run.watch.resumed(run.step)
     yield from records
     if records and records[-1].status != "running":
         return
 
     def save(interval: dict[str, Any]) -> None:
-        if checkpoint_folder is not None:
+        if folder is not None:
             said = [record.to_json() for record in records]
-            run.save(checkpoint_folder, {"fingerprint": fingerprint, "records": said, "interval": interval})
+            run.save(folder, {"fingerprint": fingerprint, "records": said, "interval": interval})
 
     for record in run.steps(records[-1] if records else None, save):
         records.append(record)
@@ -221,7 +229,9 @@ class _Run:
             while True:
                 loss, grad_norm = self._step()
                 losses += loss
+                looked = time.perf_counter()
                 self.asked = self.watch.stepped()
+                started += time.perf_counter() - looked  # what the watch does is no part of a step
                 if self.step in self.milestones.record:
                     break
                 if self.asked:
@@ -260,8 +270,10 @@ class _Run:
             since = self.step
 
     def _compile(self) -> None:
-        """Compiles what is to be compiled, so that no step that is timed does: a step whose gradient is thrown away."""
-        self._gradient()
+        """Compiles what is to be compiled, so that no step that is timed does: a step whose gradient is thrown away, of
+        the most passes that one can draw, since those before the last eight run in another way."""
+        sampled = self.config.model.latent_iterations > 0 and self.config.model.latent_mode == "sampled"
+        self._gradient(2 * self.config.model.latent_iterations - 1 if sampled else None)
         self.optimizer.zero_grad()
         self.watch.alive()
 
@@ -319,7 +331,7 @@ class _Run:
         ids = self.batches.block_ids(self.step)
         self.pairing = hashlib.sha256(self.pairing.encode() + ids.tobytes()).hexdigest()[:16]
         set_learning_rate(self.optimizer, self._rate(self.step))
-        loss, passes, causal_scores = self._gradient()
+        loss, passes, causal_scores = self._gradient(sampled_passes(self.config, self.step))
         grad_norm = parallel.whole(
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         )
@@ -331,7 +343,7 @@ class _Run:
         self.step += 1
         return loss, grad_norm
 
-    def _gradient(self) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def _gradient(self, of_passes: int | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Forward and backward passes over this rank's share of the step's batch.
 
         Its mean loss, the passes that a token ran on average, and the routers' scores, (routers, B, T) each.
@@ -347,7 +359,7 @@ class _Run:
                 output = self.parallel(
                     part_inputs_BT.to(self.device),
                     part_targets_BT.to(self.device),
-                    passes=sampled_passes(self.config, self.step),
+                    passes=of_passes,
                     segments=self.config.data.segments,
                 )
             (output.loss / len(parts)).backward()

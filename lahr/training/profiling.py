@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from lahr.files import Folder
@@ -54,6 +55,8 @@ class Profile(Watch):
         self._steps, self._device = 0, "cpu"
         self._hooks: list[Any] = []
         self._profiler: profile | None = None
+        self.missing: str | None = f"{WARM_UP + STEPS} steps are needed, and this start took none"
+        """Why there is none; None once it is written."""
 
     def begins(self, model: nn.Module) -> None:
         """See `Watch.begins`."""
@@ -82,17 +85,31 @@ class Profile(Watch):
             self._profiler = profile(activities=kinds)
             self._profiler.start()
         elif self._profiler is not None and self._steps == WARM_UP + STEPS:
-            self._profiler.stop()
-            for hook in self._hooks:
-                hook.remove()
-            self._write(self._profiler)
-            self._profiler = None
+            profiler = self._profiler
+            self.ends()
+            try:
+                self._write(profiler)
+                self.missing = None
+            except Exception as error:  # of storage, or of the profiler: nothing that the run has to fail for
+                self.missing = f"it could not be written: {' '.join(str(error).split())}"
+        if self._profiler is not None or self._steps < WARM_UP:
+            self.missing = f"{WARM_UP + STEPS} steps are needed, and this start took {self._steps}"
         return self._inner.stepped()
 
+    def ends(self) -> None:
+        """See `Watch.ends`; a profiler that still runs is stopped, or it would slow whatever comes next."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        if self._profiler is not None:
+            self._profiler.stop()
+            self._profiler = None
+
+    @property
     def left(self) -> str:
-        """Where they lie; or that there was nothing to look at."""
-        if self._steps < WARM_UP + STEPS:
-            return f"no profile: {WARM_UP + STEPS} steps are needed, and this start took {self._steps}"
+        """Where trace and table lie, or why there are none."""
+        if self.missing is not None:
+            return f"no profile: {self.missing}"
         return f"profile: {self._folder.path('table.md')}, and trace.json.gz beside it (for ui.perfetto.dev)"
 
     def _write(self, profiler: Any) -> None:
@@ -145,7 +162,9 @@ def _marked(model: nn.Module) -> list[Any]:
 
 def rows(events: Any, device: str, steps: int = STEPS) -> list[Row]:
     """Self times of all operations of training by what they belong to, the largest mechanism first."""
-    training = (e for e in events if all(above.name != _EVALUATION for above in _ancestors(e)))
+    # A GPU's kernels and spans are events of their own, too, and counted already where they were launched.
+    host = (e for e in events if e.device_type == DeviceType.CPU)
+    training = (e for e in host if all(above.name != _EVALUATION for above in _ancestors(e)))
     ordered = sorted(training, key=lambda e: e.time_range.start)
     forward_of: dict[int, tuple[str, str]] = {}
     for event in ordered:

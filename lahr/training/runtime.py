@@ -13,7 +13,8 @@ from lahr.training.compilation import unable
 
 Sharding = Literal["replicate", "shard"]
 _LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
-"""Room for one forward pass's logits with their gradient, which is what grows first with the batch."""
+"""Room for one forward pass, as what its logits with their gradient would take: they are never held whole, and what a
+model of a usual shape does hold for its backward pass is as much."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def choose_precision(device: str) -> Precision:
 
 
 def choose_micro_batch(config: TrialConfig, device: str, workers: int) -> int:
-    """The most windows of a worker's share whose logits fit, out of its divisors; whole rows of `data.segments`."""
+    """The most windows of a worker's share that `_LOGITS_BYTES` has room for, out of its divisors; whole rows."""
     batch, segments = config.train.batch_size, config.data.segments
     rows = f" in rows of {segments} windows (data.segments)" if segments > 1 else ""
     check(

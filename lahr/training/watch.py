@@ -9,6 +9,9 @@ class Watch:
     def begins(self, model: nn.Module) -> None:
         """Called first, with the model that is trained."""
 
+    def ends(self) -> None:
+        """Called last, however it ended."""
+
     def resumed(self, step: int) -> None:
         """Called once, before the first step, with the step that training goes on from: 0 without a checkpoint."""
 

@@ -75,7 +75,8 @@ class Options:
     compile: compilation.Asked = "auto"
     """torch.compile; `auto` on a CPU where a trial is long enough to gain by it."""
     profile: bool = False
-    """Leaves a trace of five steps of each cell's first trial, and a table of where their time goes, in `profile/`."""
+    """Leaves a trace of five steps of the first trial of each cell that is run, and a table of where their time goes,
+    in `profile/`. Those steps are slower for it, and count in the trial's seconds."""
     cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")
     """Where prepared data lies on each machine."""
 

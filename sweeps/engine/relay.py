@@ -74,7 +74,9 @@ class Relay:
         if self.outcome.stopped is not None:
             return
         try:
-            if "refused" in row:
+            if "said" in row:
+                _log.warning("%s", row["said"])
+            elif "refused" in row:
                 self.outcome.stopped = row["refused"]
             elif "trial" in row and not self.ended(row["trial"]):
                 self._of_trial(row["trial"], row)
@@ -98,6 +100,8 @@ class Relay:
             self._heard[trial.id] = _Heard(step, warnings=list(warnings))
             self._tell("started", trial)
             return
+        if step >= trial.config.steps:
+            return  # it had ended, and is only told again: what disturbed its launch was another trial's
         heard.restarts += 1
         heard_of = max(heard.step, step)  # a checkpoint may be younger than the last report
         _log.warning("%s was disturbed after step %d and goes on from step %d", trial.id, heard_of, step)

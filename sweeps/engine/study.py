@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -49,9 +49,10 @@ class Study:
     runtime: Runtime
 
 
-def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
+def resolve(options: Options, console: Console, has_gpu: bool | None) -> Study:
     """Prepares the data and settles device, precision and batch split: those of `design.json` if the sweep exists.
 
+    `has_gpu` is None where it is not known yet; whether trials are compiled is not settled then.
     Raises `ConfigError` for data that cannot be had and for another design under the same name.
     """
     results = Results.at(options.results, options.sweep_name)
@@ -76,9 +77,11 @@ def resolve(options: Options, console: Console, has_gpu: bool) -> Study:
             "or give --device cuda",
         )
         precision = _precision(options, device)
-        compile_, said = compilation.decide(options.compile, config, device)
-        if said:
-            console.print(said, highlight=False, soft_wrap=True)
+        compile_: Literal["on", "off"] = "off"
+        if has_gpu is not None:
+            compile_, said = compilation.decide(options.compile, config, device)
+            if said:
+                console.print(said, highlight=False, soft_wrap=True)
         runtime = Runtime(
             device="cuda" if device == "cuda" else "cpu",
             workers=options.workers,

@@ -57,27 +57,35 @@ def test_the_interval_covers_the_median_as_often_as_it_says():
 
 def test_a_section_is_kept_and_the_page_says_what_is_below_its_goal(tmp_path, monkeypatch):
     """Caught: a goal that is missed and stands nowhere; a section that is gone once another is measured."""
-    monkeypatch.setattr(protocol, "KEPT", tmp_path)
+    for module in (protocol, page):
+        monkeypatch.setattr(module, "KEPT", tmp_path)
     goals = (
         protocol.Goal("speed", "≥ 2×", "1.5×", False, "Products take it all."),
         protocol.Goal("room", "≤ 1", "0.5", True),
     )
     protocol.Section("A training step", "| a | b |", goals).save("steps")
-    assert protocol.Section.kept("steps") == protocol.Section("A training step", "| a | b |", goals)
+    kept = protocol.Section.kept("steps")
+    assert kept == protocol.Section("A training step", "| a | b |", goals, kept.made)
+    assert "commit " in kept.made and "torch " in kept.made
+    protocol.Section("The same at small", "| c |", ()).save("steps-cuda-small")
     assert protocol.Section.kept("cells") is None
-    text = page.page()
+    text = page.page(["steps"])
     assert "| speed | ≥ 2× | 1.5× | **no** |" in text
     assert "| room | ≤ 1 | 0.5 | yes |" in text
     assert "- **speed**: 1.5×, goal ≥ 2×. Products take it all." in text
-    assert "## A training step\n\n`python benchmarks/steps.py`\n\n| a | b |" in text
+    assert f"## A training step\n\n`python benchmarks/steps.py`; {kept.made}.\n\n| a | b |" in text
+    assert "## The same at small\n\n`python benchmarks/steps.py`" in text
+    assert "- `benchmarks/steps.py` failed when it was run last" in text.split("## Not measured here")[1]
     assert "- `benchmarks/cells.py`" in text.split("## Not measured here")[1]
 
 
 def test_a_section_that_is_none_is_refused(capsys, monkeypatch):
     """Caught: an hour of other benchmarks for a name that was mistyped."""
     monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: True)
+    assert page.main(page.Options(only=("growth",), device="cuda")) == 2
     assert page.main(page.Options(only=("stpes",))) == 2
-    assert "'stpes'; it must be of steps, cells" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert "'stpes'; with this device and preset it must be of steps, cells" in said
 
 
 @pytest.mark.parametrize("name", page.SECTIONS)

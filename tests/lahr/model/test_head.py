@@ -12,7 +12,7 @@ V, D = 37, 12
 
 @pytest.fixture(params=[1, 3 * V, 1 << 22], ids=["a token at a time", "slices of three", "one slice"])
 def slices(request, monkeypatch):
-    monkeypatch.setattr(head, "SLICE", request.param)
+    monkeypatch.setitem(head.SLICE, "cpu", request.param)
 
 
 def given(dtype=torch.float64, scale=1.0):
@@ -76,7 +76,7 @@ def test_the_gradient_is_handed_out_once():
 
 def test_the_logits_of_a_batch_are_never_held(monkeypatch):
     """What is kept for the backward pass has the size of the states and of the weight. Caught: logits saved."""
-    monkeypatch.setattr(head, "SLICE", 8 * V)
+    monkeypatch.setitem(head.SLICE, "cpu", 8 * V)
     x = torch.randn(64, D, requires_grad=True)
     weight, targets = torch.randn(V, D, requires_grad=True), torch.randint(V, (64,))
     sizes = []

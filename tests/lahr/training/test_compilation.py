@@ -4,14 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 
 from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.model import LAHR
 from lahr.training import compilation
 from lahr.training.compilation import compile_parts, decide
-from lahr.training.loop import train
+from lahr.training.loop import _Run, train
 from lahr.training.runtime import Runtime, require
+from lahr.training.watch import Watch
 
 FULL = "mod+latent+memory"
 COMPILED = Runtime(compile="on")
@@ -85,6 +87,17 @@ def test_a_compiled_run_resumes_bit_for_bit_and_is_near_the_plain_one(tiny, tiny
     for ours, theirs in zip(whole, plain, strict=True):
         assert ours.pairing == theirs.pairing
         assert ours.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], abs=1e-3)
+
+
+def test_evaluation_compiles_nothing(tiny, tiny_data):
+    """Caught: every width of a causally routed batch compiled."""
+    run = _Run(tiny(FULL), tiny_data, COMPILED, Watch())
+    torch._dynamo.reset()
+    counters.clear()
+    run._evaluate(final=True)
+    assert not counters["frames"]
+    run._gradient(None)
+    assert counters["frames"]["total"] > 0
 
 
 def test_the_time_it_takes_to_compile_is_no_steps_own(tiny, tiny_data):

@@ -32,6 +32,7 @@ OPTIONS = {
         "latent_capacity": 0.25, "latent_mode": "sampled", "memory_kind": "slots",
     },
     "knn": {"memory_kind": "knn", "memory_slots": 40},
+    "compiled": {"latent_capacity": 0.5},
 }  # fmt: skip
 
 
@@ -41,14 +42,17 @@ def _rank(rank, world, folder, configs, cache) -> None:
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=patience)
     for name, config in configs.items():
         data = prepare(config.data, config.model.vocab_size, config.model.max_seq_len, cache)
-        records = list(train(config, data, Runtime(workers=world)))
+        runtime = Runtime(workers=world, compile="on" if name == "compiled" else "off")
+        records = list(train(config, data, runtime))
         (folder / f"{name}-{rank}").write_text(json.dumps([r.to_json() for r in records]))
     torch.distributed.destroy_process_group()
     os._exit(0)  # a gloo thread now and then takes the interpreter down with it on the way out
 
 
+@pytest.mark.timeout(600)
 def test_two_ranks_equal_one_process_with_every_option(tiny, cache, tmp_path):
-    """In float64: losses of the run and of its branches, metrics, pairing, tokens and FLOPs.
+    """In float64: losses of the run and of its branches, metrics, pairing, tokens and FLOPs; compiled ranks equal one
+    process that runs as written.
 
     Caught: a branch that only rank 0 runs, which then waits for the others in vain; balance over a rank's own batch;
     an exit gate without a gradient in a step of one pass; each rank drawing its own passes.

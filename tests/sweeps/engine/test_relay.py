@@ -75,6 +75,22 @@ def test_a_step_is_told_once_and_what_was_done_twice_is_counted(trial, rows):
     assert relay.outcome.finished == [trial.id]
 
 
+def test_a_trial_that_had_ended_is_not_disturbed_by_the_next_one(trial, rows):
+    """Its last row waits for the next trial's first one, and went down with that. Caught: a restart that was none."""
+    heard = Heard()
+    relay = Relay({trial.id: trial}, [heard])
+    for row in [resumed(trial, 0), *rows(3, 12, 21), resumed(trial, 24), *rows(3, 12, 21, 24)]:
+        relay.take(row)
+    (result,) = [what for name, what in heard.said if name == "finished"]
+    assert (result["restarts"], result["repeated_steps"]) == (0, 0)
+
+
+def test_what_a_worker_says_is_passed_on(trial, caplog):
+    """Caught: a profile that is missing, and nobody told."""
+    Relay({trial.id: trial}, []).take({"said": "a-s0: no profile: it ended"})
+    assert "a-s0: no profile: it ended" in caplog.text
+
+
 def test_a_refusal_ends_the_sweep_and_fails_no_trial(trial, rows):
     heard = Heard()
     relay = Relay({trial.id: trial}, [heard])

@@ -22,8 +22,8 @@ from lahr.model.mixture_of_depths import RoutedBlock
 Asked = Literal["auto", "on", "off"]
 WORTH = 1e14
 """Training FLOPs of a trial on a CPU from which on compiling pays: some ten minutes of a core. It takes half a minute,
-a few seconds where the code is known, and gains 5 to 15 % of a step in fp32 (docs/notebook.md); on a GPU it was never timed.
-"""
+a few seconds where the code is known, and gains 5 to 15 % of a step in fp32 (docs/notebook.md). On a GPU it was never
+timed."""
 _VARIANTS = 64
 """Shapes that one process may compile a part for: capacities differ from trial to trial."""
 

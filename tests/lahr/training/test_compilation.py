@@ -10,13 +10,20 @@ from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.model import LAHR
 from lahr.training import compilation
-from lahr.training.compilation import compile_parts, decide
+from lahr.training.compilation import compile_parts, decide, unable
 from lahr.training.loop import _Run, train
 from lahr.training.runtime import Runtime, require
 from lahr.training.watch import Watch
 
 FULL = "mod+latent+memory"
 COMPILED = Runtime(compile="on")
+
+
+@pytest.fixture(scope="module")
+def compiler():
+    why = unable("cpu")
+    if why:
+        pytest.skip(f"nothing can be compiled on this machine: {why}")
 
 
 def gradients(config, compiled):
@@ -42,7 +49,7 @@ def compiled_parts(model):
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("changes", [{"latent_capacity": 0.25}, {"mod_router": "threshold"}], ids=str)
-def test_loss_and_gradients_are_those_of_the_code_as_written(tiny, changes):
+def test_loss_and_gradients_are_those_of_the_code_as_written(compiler, tiny, changes):
     """In float64, to its rounding. Caught: a part that is compiled wrongly, or with another token's positions."""
     config = tiny(FULL)
     config = replace(config, model=replace(config.model, **changes))
@@ -69,7 +76,7 @@ def test_parts_whose_tokens_vary_in_number_stay_as_written(tiny):
 
 
 @pytest.mark.timeout(600)
-def test_a_compiled_run_resumes_bit_for_bit_and_is_near_the_plain_one(tiny, tiny_data, tmp_path):
+def test_a_compiled_run_resumes_bit_for_bit_and_is_near_the_plain_one(compiler, tiny, tiny_data, tmp_path):
     """Caught: a warm-up that moves weights, thresholds or random states; evaluation that runs compiled code."""
     config = tiny(FULL)
     plain = list(train(config, tiny_data, Runtime()))
@@ -89,7 +96,7 @@ def test_a_compiled_run_resumes_bit_for_bit_and_is_near_the_plain_one(tiny, tiny
         assert ours.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], abs=1e-3)
 
 
-def test_evaluation_compiles_nothing(tiny, tiny_data):
+def test_evaluation_compiles_nothing(compiler, tiny, tiny_data):
     """Caught: every width of a causally routed batch compiled."""
     run = _Run(tiny(FULL), tiny_data, COMPILED, Watch())
     torch._dynamo.reset()
@@ -100,13 +107,13 @@ def test_evaluation_compiles_nothing(tiny, tiny_data):
     assert counters["frames"]["total"] > 0
 
 
-def test_the_time_it_takes_to_compile_is_no_steps_own(tiny, tiny_data):
+def test_the_time_it_takes_to_compile_is_no_steps_own(compiler, tiny, tiny_data):
     """Caught: a first record whose rate is a hundredth of the next one's."""
     first, *_, last = train(tiny(), tiny_data, COMPILED)
     assert first.metrics["tokens_per_second"] > last.metrics["tokens_per_second"] / 10
 
 
-def test_only_long_trials_are_compiled_unless_it_is_asked_for(tiny):
+def test_only_long_trials_are_compiled_unless_it_is_asked_for(compiler, tiny):
     """Caught: half a minute of compiling for a trial of a few."""
     short, long = tiny(), tiny(tokens=10**11)
     assert decide("auto", short, "cpu") == ("off", "")

@@ -1,6 +1,6 @@
 """All benchmarks, one after another, and the page of what they found: docs/benchmarks.md.
 
-make bench                                    # an hour on two cores that do nothing else
+make bench                                    # most of an hour on two cores that do nothing else
 make bench ARGS="--only steps cells"          # these anew; the others as they were measured here before
 make bench ARGS="--device cuda --preset small --batch 64"
 """

@@ -65,8 +65,9 @@ def compile_parts(model: LAHR) -> None:
 
     torch._dynamo.config.recompile_limit = _VARIANTS
     torch._dynamo.config.optimize_ddp = False  # it would split a part where DDP's buckets end; parts are smaller
+    varying = _varying(model)
     for part in model.modules():
-        if isinstance(part, Block | Memory) and part not in _varying(model):
+        if isinstance(part, Block | Memory) and part not in varying:
             # The method, not the module: hooks of DDP and FSDP stay outside.
             part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign, assignment]
 

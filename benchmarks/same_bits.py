@@ -24,7 +24,7 @@ from rich.table import Table
 from lahr.config import TrialConfig
 from lahr.data import prepare
 from lahr.presets import preset, with_levels
-from lahr.training import loop
+from lahr.training import runtime
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 
@@ -78,7 +78,9 @@ def main(options: Options) -> int:
             losses: dict[bool, list[float]] = {True: [], False: []}
             rates: dict[bool, list[float]] = {True: [], False: []}
             for fixed in (True, False, True, False):
-                with contextlib.nullcontext() if fixed else patch.object(loop, "same_bits_each_time", by_default):
+                with (
+                    contextlib.nullcontext() if fixed else patch.object(runtime, "same_bits_each_time", by_default)
+                ):
                     *_, last = train(config, tokens, Runtime(device="cuda"))
                 losses[fixed].append(last.metrics["val_loss"])
                 rates[fixed].append(last.metrics["tokens_per_second"])

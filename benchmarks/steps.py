@@ -29,7 +29,7 @@ from lahr.model_config import ModelConfig
 from lahr.presets import PRESETS
 from lahr.training.compilation import compile_parts
 from lahr.training.optimizer import build_optimizer
-from lahr.training.runtime import choose_precision, same_bits_each_time
+from lahr.training.runtime import choose_precision, prepare_process
 
 OURS, RIVAL = "ours, compiled", "transformers Llama, compiled"
 SHAPE = ModelConfig(vocab_size=8192, d_model=256, n_layers=8, n_heads=8, max_seq_len=512)
@@ -171,8 +171,7 @@ def tokens(config: ModelConfig, batch: int, setting: Setting) -> Tensor:
 
 def setting_of(options: Options) -> Setting:
     """Where and how the contestants run, with the threads set."""
-    torch.set_num_threads(options.threads)
-    same_bits_each_time(options.device)
+    prepare_process(options.device, options.threads)
     precision = choose_precision(options.device) if options.precision == "auto" else options.precision
     return Setting(options.device, precision == "bf16")
 

@@ -66,8 +66,7 @@ def _losses(logits_SV: Tensor, targets_S: Tensor) -> tuple[Tensor, Tensor]:
     wide = _wide(logits_SV)
     p_SV = F.softmax(logits_SV, -1, dtype=wide)
     # log Σ exp by way of the likeliest, whose probability is no less than 1/V: a second pass of exponentials is saved.
-    most_S, at_S = logits_SV.max(-1)
-    log_sum_S = most_S.to(wide) - p_SV.gather(1, at_S[:, None]).squeeze(1).log()
+    log_sum_S = logits_SV.amax(-1).to(wide) - p_SV.amax(-1).log()
     return log_sum_S - logits_SV.gather(1, targets_S[:, None]).squeeze(1).to(wide), p_SV
 
 

@@ -33,7 +33,7 @@ from lahr.training.optimizer import (
     set_learning_rate,
 )
 from lahr.training.progress import Progress
-from lahr.training.runtime import Runtime, peak_memory_mib, require, reset_peak_memory, same_bits_each_time
+from lahr.training.runtime import Runtime, peak_memory_mib, prepare_process, require, reset_peak_memory
 from lahr.training.watch import Watch
 
 _EVALUATED_AT_ONCE = 2
@@ -130,8 +130,7 @@ class _Run:
     """The moving parts of one trial: weights, optimiser, position."""
 
     def __init__(self, config: TrialConfig, data: TokenData, runtime: Runtime, watch: Watch) -> None:
-        torch.set_num_threads(runtime.threads)
-        same_bits_each_time(runtime.device)
+        prepare_process(runtime.device, runtime.threads)
         self.config, self.runtime, self.watch = config, runtime, watch
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = torch.device(runtime.device)

@@ -1,5 +1,6 @@
 """How a trial is executed, decided once for a whole sweep by the driver, and what this machine can do."""
 
+import ctypes
 import os
 import resource
 from dataclasses import asdict, dataclass
@@ -15,6 +16,11 @@ Sharding = Literal["replicate", "shard"]
 _LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 """Room for one forward pass, as what its logits with their gradient would take: they are never held whole, and what a
 model of a usual shape does hold for its backward pass is as much."""
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_TENSOR, _KEPT = 32 << 20, 1 << 30
+"""Tensors of up to so many bytes (the most that glibc takes) come out of memory that the process keeps, so much of it
+when it is free. By default glibc may give a freed tensor's pages back at once, and the next one faults them all in
+again: 7 to 10 % of a step in bf16, and at worst half of it (docs/notebook.md)."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +134,14 @@ def require(config: TrialConfig, runtime: Runtime) -> None:
         )
 
 
+def prepare_process(device: str, threads: int) -> None:
+    """Sets this process up for trials: threads, the same bits each time, memory that is kept between tensors."""
+    torch.set_num_threads(threads)
+    same_bits_each_time(device)
+    _allocator("mallopt", _M_MMAP_THRESHOLD, _KEPT_TENSOR)
+    _allocator("mallopt", _M_TRIM_THRESHOLD, _KEPT)
+
+
 def same_bits_each_time(device: str) -> None:
     """From here on in this process, has a GPU add up in one order, so that the same trial ends in the same bits.
 
@@ -141,8 +155,16 @@ def same_bits_each_time(device: str) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
+def _allocator(name: str, *values: int) -> None:
+    """Calls into glibc's allocator, where that is the one in use."""
+    function = getattr(ctypes.CDLL(None), name, None)
+    if function is not None:
+        function(*values)
+
+
 def reset_peak_memory(device: str) -> None:
     """Starts a new measurement of the peak, for this trial alone (on Linux; elsewhere it is the process's)."""
+    _allocator("malloc_trim", 0)  # what an earlier trial left is not this one's
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif os.access("/proc/self/clear_refs", os.W_OK):

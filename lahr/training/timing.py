@@ -7,7 +7,7 @@ import torch
 from lahr.config import TrialConfig
 from lahr.model import LAHR
 from lahr.training.optimizer import build_optimizer
-from lahr.training.runtime import Runtime, same_bits_each_time
+from lahr.training.runtime import Runtime, prepare_process
 
 
 def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> float:
@@ -18,12 +18,11 @@ def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> 
     same tokens. The steps and evaluations of the runs that `train.decayed_points` branches off are counted too.
     """
     threads = torch.get_num_threads()
-    torch.set_num_threads(runtime.threads)
+    prepare_process(runtime.device, runtime.threads)
     segments = config.data.segments
     windows = min(max(4 // segments, 1) * segments, config.train.batch_size)
     if runtime.device == "cuda":  # which a few windows would leave idle
         windows = runtime.micro_batch or config.train.batch_size // runtime.workers
-    same_bits_each_time(runtime.device)
     model = LAHR(config.model, seed=0).to(runtime.device)
     optimizer = build_optimizer(model, config.train)
     tokens_BT = torch.randint(config.model.vocab_size, (windows, config.model.max_seq_len), device=runtime.device)

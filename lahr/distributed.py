@@ -84,7 +84,7 @@ def fit(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
     `storage` is a folder of this machine for Ray's own state, which is never read again. Raises what Ray Train raises
     when workers could not be kept alive.
     """
-    TorchTrainer(
+    _Trainer(
         _work,
         train_loop_config=launch.to_dict(),
         torch_config=TorchConfig(backend="nccl" if launch.runtime.device == "cuda" else "gloo"),
@@ -101,6 +101,18 @@ def fit(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
             failure_config=ray.train.FailureConfig(max_failures=100 + DEATHS * len(launch.trials)),
         ),
     ).fit()
+
+
+class _Trainer(TorchTrainer):
+    """Without two helpers of a launch, each a process that takes two seconds to start."""
+
+    UNUSED = "DatasetsCallback", "PlacementGroupCleanerCallback"
+    """There are no Ray datasets here; and what a dead launch had reserved, the driver gives back itself, since the
+    cleaner does so only where it finds the dashboard, and only once the workers are up."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made: list[Any] = super()._create_default_callbacks()
+        return [callback for callback in made if type(callback).__name__ not in self.UNUSED]
 
 
 def _work(values: Mapping[str, Any]) -> None:

@@ -16,11 +16,11 @@ Sharding = Literal["replicate", "shard"]
 _LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 """Room for one forward pass, as what its logits with their gradient would take: they are never held whole, and what a
 model of a usual shape does hold for its backward pass is as much."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-_KEPT_TENSOR, _KEPT = 32 << 20, 1 << 30
-"""Tensors of up to so many bytes (the most that glibc takes) come out of memory that the process keeps, so much of it
-when it is free. By default glibc may give a freed tensor's pages back at once, and the next one faults them all in
-again: 7 to 10 % of a step in bf16, and at worst half of it (docs/notebook.md)."""
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
+_KEPT = {_M_MMAP_THRESHOLD: 256 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD: 64 << 20}
+"""A step allocates and frees the same tensors over and over: glibc keeps those of up to 256 MiB, 1 GiB in all. By
+default it may give their pages back each time, and the next ones fault them all in again: 7 to 10 % of a step in bf16
+(docs/notebook.md)."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def prepare_process(device: str, threads: int) -> None:
     """Sets this process up for trials: threads, the same bits each time, memory that is kept between tensors."""
     torch.set_num_threads(threads)
     same_bits_each_time(device)
-    _allocator("mallopt", _M_MMAP_THRESHOLD, _KEPT_TENSOR)
-    _allocator("mallopt", _M_TRIM_THRESHOLD, _KEPT)
+    for parameter, size in _KEPT.items():
+        _allocator("mallopt", parameter, size)
 
 
 def same_bits_each_time(device: str) -> None:

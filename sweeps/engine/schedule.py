@@ -67,13 +67,13 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
     settings = {**surroundings.OF_WORKERS, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60.0, hang_after))}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    outer = dict(os.environ)
+    outer, mark = dict(os.environ), surroundings.mark()
     refuse_a_dead_one(address)
     if address == "local":
         # The dashboard stays on: the cleaner of a dead trial's placement group asks it. Nobody preempts this machine.
         quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "object_store_memory": 256 << 20}
         # A Ray of our own hands its environment down, and then its first processes need not be started twice.
-        os.environ |= {**settings, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+        os.environ |= {**settings, **mark, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     else:
         quiet |= {"runtime_env": surroundings.everywhere(settings, *_PACKAGES)}
     try:
@@ -91,6 +91,7 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
         yield machines_now(grows=address != "local")
     finally:
         ray.shutdown()
+        surroundings.end_marked(mark)
         surroundings.restore(outer)
 
 

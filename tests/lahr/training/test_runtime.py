@@ -1,5 +1,9 @@
-"""How a batch is split: over workers and into forward passes, by divisors and in whole rows."""
+"""How a batch is split, over workers and into passes, by divisors and in whole rows; what a process keeps."""
 
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -58,3 +62,43 @@ def test_the_estimate_counts_the_branches_steps(tiny, monkeypatch):
     per_token, step, evaluation = 1 / (4 * 32), 4 * 32, 8 * 32
     assert seconds_per_trial(plain, Runtime()) == pytest.approx(per_token * (24 * step + 3 * evaluation / 3))
     assert seconds_per_trial(branched, Runtime()) == pytest.approx(per_token * (30 * step + 4 * evaluation / 3))
+
+
+_FAULTS = """
+import resource, sys, torch
+from lahr.training.runtime import peak_memory_mib, prepare_process, reset_peak_memory
+if sys.argv[1] == "prepared":
+    prepare_process("cpu", 1)
+def step():
+    held = [torch.ones(1 << 20) for _ in range(40)]
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(5):
+    step()
+faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+kept = [torch.ones(1 << 16) for _ in range(800)]  # 200 MiB
+before = peak_memory_mib("cpu")
+del kept
+reset_peak_memory("cpu")
+print(faults, before - peak_memory_mib("cpu"))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the allocator is not glibc's")
+def test_freed_tensors_stay_with_the_process_and_out_of_the_next_trials_peak():
+    """Caught: a step that faults its pages in anew, as every step does in a process that is not prepared, and a peak
+    that holds what an earlier trial left."""
+    said = {
+        kind: subprocess.run(
+            [sys.executable, "-c", _FAULTS, kind],
+            env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(128 << 10)},  # without luck in where tensors lie
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=120,
+        ).stdout.split()
+        for kind in ("prepared", "not")
+    }
+    assert int(said["prepared"][0]) < 1000 < int(said["not"][0])
+    assert float(said["prepared"][1]) > 150

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,15 +13,17 @@ from unittest.mock import MagicMock
 import pytest
 import ray
 from ray.exceptions import NodeDiedError
+from ray.train.torch import TorchTrainer
 from ray.util.placement_group import placement_group, placement_group_table
 
+from lahr import distributed
 from lahr.distributed import Launch
 from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.machine import Demands
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
-from sweeps.engine import schedule
+from sweeps.engine import schedule, surroundings
 from sweeps.engine.design import Trial
 from sweeps.engine.machines import Cluster
 from sweeps.engine.recorder import Recorder
@@ -66,6 +69,33 @@ def test_an_address_where_no_ray_answers_is_said_at_once(monkeypatch):
     with pytest.raises(ConfigError, match=r"no Ray answers at .127\.0\.0\.1:1"), schedule.connected(None):
         pass
     assert time.monotonic() - began < 5
+
+
+def test_what_a_ray_leaves_behind_is_ended_and_nothing_else(monkeypatch):
+    """Caught: a process that sleeps in its own exit, and one of another Ray, which goes on."""
+    monkeypatch.setattr(surroundings, "_GRACE_S", 0.3)
+    marks = surroundings.mark(), surroundings.mark()
+    ours, other = (subprocess.Popen(["sleep", "60"], env={**os.environ, **mark}) for mark in marks)
+    try:
+        surroundings.end_marked(marks[0])
+        assert ours.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+    finally:
+        other.kill()
+        other.wait()
+
+
+def test_a_launch_starts_no_helpers_that_it_does_not_use():
+    """Caught: a Ray where they have other names, and would be started again."""
+    given = (lambda: None), ray.train.ScalingConfig(num_workers=1)
+    names = [
+        [
+            type(callback).__name__
+            for callback in kind(given[0], scaling_config=given[1])._create_default_callbacks()
+        ]
+        for kind in (TorchTrainer, distributed._Trainer)
+    ]
+    assert set(distributed._Trainer.UNUSED) == set(names[0]) - set(names[1])
 
 
 @pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265"])

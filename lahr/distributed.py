@@ -111,7 +111,7 @@ class _Trainer(TorchTrainer):
     cleaner does so only where it finds the dashboard, and only once the workers are up."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        made: list[Any] = super()._create_default_callbacks()
+        made: list[Any] = super()._create_default_callbacks()  # type: ignore[misc]  # of Train, second version
         return [callback for callback in made if type(callback).__name__ not in self.UNUSED]
 
 

@@ -80,10 +80,11 @@ def section(options: Options, console: Console) -> Section:
         + table(("", "seconds a step", "exponent", "of FLOPs"), rows)
         + "\n\nWhere time does not grow as FLOPs do, the part that it lies in grows so by itself:\n\n"
         + table(("", "seconds a step", "exponent"), alone)
-        + "\n\nWith the window, attention grows, with its square: its products are as narrow as a head, which runs at "
-        "a part of the rate of the others, and its softmax over all scores counts no FLOPs. With the width, products "
-        "become wider, and wide ones run nearer the machine's rate than narrow ones. Slots are searched by their "
-        "square root. The embedding, the head and the optimiser are there at any number of layers and passes."
+        + "\n\nWith the window, attention grows: its products are as narrow as a head, which run at a part of the rate "
+        "of the others, and its softmax over all scores counts no FLOPs. With the width, products grow as FLOPs do; "
+        "norms, gates and attention's softmax grow with the width alone, or with the number of heads. Slots are "
+        "searched by their square root. The embedding, the head and the optimiser are there at any number of layers "
+        "and passes."
     )
     what = "step time over T, width, layers, slots, iterations"
     far = [field for field, distance in apart.items() if distance > NEAR]

@@ -3,8 +3,9 @@
     python benchmarks/same_loss.py
 
 The full model at the shape of `smoke`. The yardstick is what rounding does anyway: how far the plain bf16 run ends from
-the plain fp32 run of the same seed; compiled and plain are compared in both types. Where the processor has no bf16 it is computed in software, slowly and to the same
-bits.
+the plain fp32 run of the same seed. The compiled run in bf16 may end no further from that one either; from the plain
+bf16 run it is further, as the two round apart from each other. Where the processor has no bf16 it is computed in
+software, slowly and to the same bits.
 """
 
 import statistics
@@ -40,7 +41,8 @@ def section(options: Options, console: Console) -> Section:
     budget = TrainConfig(tokens=STEPS * 2 * model.max_seq_len, batch_size=2, lr=5e-3, evaluations=1)
     data_config = DataConfig(train_tokens=200_000, validation_blocks=32)
     rows = []
-    off: dict[str, list[float]] = {"compiled": [], "compiled in bf16": [], "bf16": []}
+    names = "compiled fp32 from it", "bf16 from it", "compiled bf16 from it", "the two in bf16"
+    off: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as cache, mock.patch("lahr.training.runtime.has_bf16", return_value=True):
         data = prepare(data_config, model.vocab_size, model.max_seq_len, Path(cache), lambda *_: None)
 
@@ -53,22 +55,25 @@ def section(options: Options, console: Console) -> Section:
         for seed in range(options.seeds):
             losses = [loss(seed, p, c) for p in ("fp32", "bf16") for c in ("off", "on")]
             plain, compiled, bf16, compiled_bf16 = losses
-            apart = abs(compiled - plain), abs(compiled_bf16 - bf16), abs(bf16 - plain)
+            apart = *(abs(other - plain) for other in (compiled, bf16, compiled_bf16)), abs(compiled_bf16 - bf16)
             for values, each in zip(off.values(), apart, strict=True):
                 values.append(each)
             rows.append((seed, *(f"{x:.5f}" for x in (*losses, *apart))))
     mean = {name: statistics.mean(values) for name, values in off.items()}
     header = ("as written, fp32", "compiled, fp32", "as written, bf16", "compiled, bf16")
-    text = f"Validation loss after {STEPS} steps, nats a token; the last three columns are distances.\n\n" + table(
-        ("seed", *header, "of compiled", "of compiled, in bf16", "of bf16"), rows
-    )
-    what = "loss of the compiled run against the plain one's, mean distance over seeds"
-    goals = tuple(
-        Goal(f"{what}, {kind}", f"≤ bf16's: {mean['bf16']:.2g} nats", f"{mean[name]:.2g} nats",
-             mean[name] <= mean["bf16"], "Both round, to other bits each.")
-        for name, kind in (("compiled", "fp32"), ("compiled in bf16", "bf16"))
-    )  # fmt: skip
-    return Section("The same loss", text, goals)
+    text = f"Validation loss after {STEPS} steps, nats a token, and distances from the run as written in fp32.\n\n"
+    rows.append(("mean", *("" for _ in header), *(f"{value:.5f}" for value in mean.values())))
+    most, what = f"≤ bf16's: {mean[names[1]]:.2g} nats", "loss of the compiled run against the plain fp32 one's"
+    goals = [
+        Goal(
+            f"{what}, mean distance over seeds, {kind}",
+            most,
+            f"{mean[name]:.2g} nats",
+            mean[name] <= mean[names[1]],
+        )
+        for kind, name in (("fp32", names[0]), ("bf16", names[2]))
+    ]
+    return Section("The same loss", text + table(("seed", *header, *names), rows), tuple(goals))
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-6
-QUERY_SLICE = 128
-"""Queries that attention computes at once on a CPU."""
+QUERY_SLICE = 128, 512
+"""Queries that attention computes at once on a CPU: a quarter of the window, at least and at most so many."""
 
 
 def parameter(*shape: int, mean: float = 0.0, std: float = 0.0) -> nn.Parameter:
@@ -83,8 +83,13 @@ def rotary_table(length: int, head_dim: int, theta: float) -> Rotary:
 
 def attention_span(length: int) -> float:
     """Mean number of keys that `causal_attention` multiplies a query with on a CPU, masked ones included."""
-    ends = [min(start + QUERY_SLICE, length) for start in range(0, length, QUERY_SLICE)]
-    return sum((end - start) * end for start, end in zip([0, *ends], ends, strict=False)) / length
+    return sum((end - start) * end for start, end in _query_slices(length)) / length
+
+
+def _query_slices(length: int) -> list[tuple[int, int]]:
+    least, most = QUERY_SLICE
+    size = min(max(length // 4, least), most)
+    return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 
 def causal_attention(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
@@ -99,8 +104,7 @@ def causal_attention(q_BHTE: Tensor, k_BHTE: Tensor, v_BHTE: Tensor) -> Tensor:
     B, H, T, E = q_BHTE.shape
     q, k, v = (x.reshape(B * H, T, E) for x in (q_BHTE, k_BHTE, v_BHTE))
     slices = []
-    for start in range(0, T, QUERY_SLICE):
-        end = min(start + QUERY_SLICE, T)
+    for start, end in _query_slices(T):
         mask = torch.full((end - start, end), -torch.inf, dtype=q.dtype).triu_(start + 1)
         scores = torch.baddbmm(mask, q[:, start:end], k[:, :end].transpose(1, 2), alpha=E**-0.5)
         slices.append(torch.bmm(scores.softmax(-1), v[:, :end]))

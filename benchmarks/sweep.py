@@ -67,7 +67,10 @@ def section(options: Options, console: Console) -> Section:
     text = f"`{options.preset}`, {len(done)} trials on {options.slots} slots, {report}.\n\n" + table(
         ("", "time", "of the whole"), rows
     )
-    start = f"it takes {starts[0] - began:.0f} s until the first trial starts: Ray's own processes, seven a launch"
+    start = (
+        f"It takes {starts[0] - began:.0f} s until the first trial starts, for Ray's own processes, five a launch, and "
+        f"{wall - (ends[-1] - began):.0f} s from the last one's end, however long the trials are."
+    )
     goals = (
         Goal(
             f"`{options.preset}` sweep: Σ training seconds ÷ (slots × wall)",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Read by Ray when it is imported or started. Its own TensorBoard files count reports instead of steps; its tables,
-# usage report and warnings (of a launch's seven processes on two cores, for one) are noise here.
+# usage report and warnings (of a launch's five processes on two cores, for one) are noise here.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -12,7 +12,7 @@ from lahr.model import LAHR, layers
 from lahr.model.layers import RMSNorm, Rotary, attention_span, causal_attention, rotary_table
 
 
-@pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300])
+@pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300, 700])
 def test_sliced_attention_equals_torchs_forward_and_backward(length):
     """Caught: the mask of a later slice without its offset; scores unscaled; heads in another order."""
     q, k, v = (torch.randn(2, 3, length, 8, dtype=torch.float64, requires_grad=True) for _ in range(3))

@@ -12,9 +12,9 @@ from sweeps.engine.design import Trial
 _log = logging.getLogger(__name__)
 _LAUNCH_S = 900.0
 """What a launch should carry, in estimated seconds: start-up is then a few per cent of it."""
-_LEADING_BYTES = 1e9
-"""What a launch takes of the head's memory: Tune's process, Train's controller, and four small ones (docs/scale.md)."""
-_START_S, _TRIAL_S = 20.0, 0.8
+_LEADING_BYTES = 0.75e9
+"""What a launch takes of the head's memory: Tune's process, Train's controller, and two small ones (docs/scale.md)."""
+_START_S, _TRIAL_S = 15.0, 0.8
 """What a launch takes to start, and a trial beside its steps and evaluations, on two cores (docs/scale.md)."""
 
 
@@ -78,7 +78,7 @@ class Cluster:
         held = self.at_once(runtime, concurrency)
         if held < concurrency:
             _log.warning(
-                "%d trials at a time, not %d: what leads one takes %.1f GB of the head's memory, which has %.0f GB; a "
+                "%d trials at a time, not %d: what leads one takes %.2f GB of the head's memory, which has %.0f GB; a "
                 "larger head leads more", held, concurrency, _LEADING_BYTES / 1e9, self.head_memory / 1e9,
             )  # fmt: skip
         return held

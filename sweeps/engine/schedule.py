@@ -70,9 +70,10 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
     outer, mark = dict(os.environ), surroundings.mark()
     refuse_a_dead_one(address)
     if address == "local":
-        # The dashboard stays on: the cleaner of a dead trial's placement group asks it. Nobody preempts this machine.
-        quiet |= {"include_dashboard": True, "dashboard_host": "127.0.0.1", "object_store_memory": 256 << 20}
-        # A Ray of our own hands its environment down, and then its first processes need not be started twice.
+        # Nobody here asks the dashboard, ten processes that take two seconds to start.
+        quiet |= {"include_dashboard": False, "object_store_memory": 256 << 20}
+        # A Ray of our own hands its environment down, and then its first processes need not be started twice. Nobody
+        # preempts this machine.
         os.environ |= {**settings, **mark, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     else:
         quiet |= {"runtime_env": surroundings.everywhere(settings, *_PACKAGES)}
@@ -83,10 +84,8 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
     except Exception as error:  # whatever Ray raises where it cannot be had: half a dozen types
         surroundings.restore(outer)
         raise no_ray(address, error) from error
-    # Helpers of Ray look up their cluster by these, and another Ray may be visible on this machine.
+    # Helpers of Ray look up their cluster by this, and another Ray may be visible on this machine.
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
-    if context.dashboard_url:
-        os.environ["RAY_API_SERVER_ADDRESS"] = f"http://{context.dashboard_url}"
     try:
         yield machines_now(grows=address != "local")
     finally:
@@ -320,8 +319,8 @@ class _Ears(tune.Callback):
                 self.relay.take({"trial": name, "failed": f"Ray gave up its launch: {reason}"})
 
     def _free(self, launch: int) -> None:
-        """Gives back what a launch's workers had reserved. Ray leaves that to a helper that asks the dashboard, and
-        finds none where another Ray is visible on its machine: the launch's next attempt would wait for ever."""
+        """Gives back what a launch's workers had reserved: the helper that Ray has for it is not started
+        (`lahr.distributed`), and the launch's next attempt would wait for ever."""
         group = self._groups.pop(launch, None)
         if group is not None:
             _remove(group)

@@ -90,7 +90,7 @@ def test_head_autoscales_with_a_dashboard_on_loopback_only(path):
     cluster = load(path)
     command = start_command(cluster, "head")
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in command
-    # Ray frees a lost trial's resources through the dashboard, so it has to be on.
+    # It is there to be looked at (docs/cluster.md).
     assert "--include-dashboard=true" in command
     assert re.findall(r"--dashboard-host[= ](\S+)", command) == ["127.0.0.1"]
     assert start_command(cluster, "worker").partition("ray start")[2].split()[0] == "--address=$RAY_HEAD_IP:6379"

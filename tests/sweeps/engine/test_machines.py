@@ -77,9 +77,9 @@ def test_concurrency_bounds_a_fixed_cluster_and_fills_a_growing_one():
 def test_the_heads_memory_bounds_how_many_are_led_from_it(caplog):
     """Seen to fail: a hundred at a time on a head of 32 GB, whose memory ran out."""
     head = Cluster(tuple({"CPU": 8.0, "GPU": 8.0} for _ in range(16)), True, 22e9)
-    assert head.lanes(Runtime(device="cuda")) == 22
-    assert "22 trials at a time, not 128" in caplog.text
-    assert head.lanes(Runtime(device="cuda"), 99) == 22
+    assert head.lanes(Runtime(device="cuda")) == 29
+    assert "29 trials at a time, not 128" in caplog.text
+    assert head.lanes(Runtime(device="cuda"), 99) == 29
     assert head.lanes(Runtime(device="cuda"), 8) == 8
     assert replace(head, head_memory=1e6).lanes(Runtime(device="cuda")) == 1
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 EPSILON = 1e-6
-QUERY_SLICE = 128, 512
-"""Queries that attention computes at once on a CPU: a quarter of the window, at least and at most so many."""
+LEAST_QUERIES, MOST_QUERIES = 128, 512
+"""Queries that attention computes at once on a CPU: a quarter of the window, within these."""
 
 
 def parameter(*shape: int, mean: float = 0.0, std: float = 0.0) -> nn.Parameter:
@@ -87,8 +87,7 @@ def attention_span(length: int) -> float:
 
 
 def _query_slices(length: int) -> list[tuple[int, int]]:
-    least, most = QUERY_SLICE
-    size = min(max(length // 4, least), most)
+    size = min(max(-(-length // 4), LEAST_QUERIES), MOST_QUERIES)
     return [(start, min(start + size, length)) for start in range(0, length, size)]
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Literal
 
@@ -17,10 +18,10 @@ _LOGITS_BYTES = {"cpu": 1 << 30, "cuda": 8 << 30}
 """Room for one forward pass, as what its logits with their gradient would take: they are never held whole, and what a
 model of a usual shape does hold for its backward pass is as much."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD = -1, -2, -3
-_KEPT = {_M_MMAP_THRESHOLD: 256 << 20, _M_TRIM_THRESHOLD: 1 << 30, _M_TOP_PAD: 64 << 20}
-"""A step allocates and frees the same tensors over and over: glibc keeps those of up to 256 MiB, 1 GiB in all. By
-default it may give their pages back each time, and the next ones fault them all in again: 7 to 10 % of a step in bf16
-(docs/notebook.md)."""
+_KEPT_TENSOR, _KEPT_FREE, _PAD = (256 << 20, 32 << 20), 1 << 30, 64 << 20
+"""A step allocates and frees the same tensors over and over: glibc takes those of up to 256 MiB (some versions allow
+32) out of its heap and keeps up to 1 GiB free at the heap's end. By default it may give their pages back each time, and
+the next ones fault them all in again: 7 to 10 % of a step in bf16 (docs/notebook.md)."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,10 @@ def prepare_process(device: str, threads: int) -> None:
     """Sets this process up for trials: threads, the same bits each time, memory that is kept between tensors."""
     torch.set_num_threads(threads)
     same_bits_each_time(device)
-    for parameter, size in _KEPT.items():
-        _allocator("mallopt", parameter, size)
+    # The others only with the first: alone they would have every tensor mapped anew.
+    if any(_allocator("mallopt", _M_MMAP_THRESHOLD, size) for size in _KEPT_TENSOR):
+        _allocator("mallopt", _M_TRIM_THRESHOLD, _KEPT_FREE)
+        _allocator("mallopt", _M_TOP_PAD, _PAD)
 
 
 def same_bits_each_time(device: str) -> None:
@@ -155,16 +158,20 @@ def same_bits_each_time(device: str) -> None:
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
-def _allocator(name: str, *values: int) -> None:
-    """Calls into glibc's allocator, where that is the one in use."""
-    function = getattr(ctypes.CDLL(None), name, None)
-    if function is not None:
-        function(*values)
+def give_back_memory() -> None:
+    """Gives what is free back to the machine."""
+    _allocator("malloc_trim", 0)
+
+
+def _allocator(name: str, *values: int) -> int:
+    """What glibc's allocator answers; 0 where there is none."""
+    function: Callable[..., int] | None = getattr(ctypes.CDLL(None), name, None)
+    return function(*values) if function is not None else 0
 
 
 def reset_peak_memory(device: str) -> None:
     """Starts a new measurement of the peak, for this trial alone (on Linux; elsewhere it is the process's)."""
-    _allocator("malloc_trim", 0)  # what an earlier trial left is not this one's
+    give_back_memory()  # what an earlier trial left is not this one's
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     elif os.access("/proc/self/clear_refs", os.W_OK):

@@ -7,7 +7,7 @@ import torch
 from lahr.config import TrialConfig
 from lahr.model import LAHR
 from lahr.training.optimizer import build_optimizer
-from lahr.training.runtime import Runtime, prepare_process
+from lahr.training.runtime import Runtime, give_back_memory, prepare_process
 
 
 def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> float:
@@ -38,6 +38,8 @@ def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> 
         best = min(best, time.perf_counter() - started)
     torch.set_num_threads(threads)
     seconds_per_token = best / tokens_BT.numel()
+    del model, optimizer, loss
+    give_back_memory()  # this process may be a driver, which trains nothing
     branched = sum(horizon - start for start, horizon in config.branches.items())
     trained = (config.steps + branched) * config.tokens_per_step
     evaluations = config.train.evaluations + config.train.decayed_points

@@ -67,14 +67,14 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
     settings = {**surroundings.OF_WORKERS, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60.0, hang_after))}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    outer, mark = dict(os.environ), surroundings.mark()
+    outer = dict(os.environ)
     refuse_a_dead_one(address)
     if address == "local":
         # Nobody here asks the dashboard, ten processes that take two seconds to start.
         quiet |= {"include_dashboard": False, "object_store_memory": 256 << 20}
         # A Ray of our own hands its environment down, and then its first processes need not be started twice. Nobody
         # preempts this machine.
-        os.environ |= {**settings, **mark, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+        os.environ |= {**settings, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     else:
         quiet |= {"runtime_env": surroundings.everywhere(settings, *_PACKAGES)}
     try:
@@ -82,15 +82,22 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
         # A page of Ray's own text for each process that dies: what has to be known of it, we say in a line.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     except Exception as error:  # whatever Ray raises where it cannot be had: half a dozen types
-        surroundings.restore(outer)
+        _disconnect(outer)
         raise no_ray(address, error) from error
     # Helpers of Ray look up their cluster by this, and another Ray may be visible on this machine.
     os.environ["RAY_ADDRESS"] = context.address_info["gcs_address"]
     try:
         yield machines_now(grows=address != "local")
     finally:
+        _disconnect(outer)
+
+
+def _disconnect(outer: Mapping[str, str]) -> None:
+    try:
+        started = surroundings.processes()  # none of a cluster's: those are not below this process
         ray.shutdown()
-        surroundings.end_marked(mark)
+        surroundings.end(started)
+    finally:
         surroundings.restore(outer)
 
 
@@ -378,7 +385,9 @@ class _Ears(tune.Callback):
             _log.warning("no trial has reported for %.0f s: %s", silent, why)
 
     def let_go(self) -> None:
-        """Gives the signals back to whoever had them."""
+        """Gives the signals back to whoever had them, and what the launches still hold."""
+        for launch in list(self._groups):
+            self._free(launch)
         for number, handler in (self._signals or {}).items():
             signal.signal(number, handler if number == signal.SIGTERM else signal.default_int_handler)
         self._signals = None

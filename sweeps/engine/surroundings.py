@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import time
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ OF_WORKERS = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 """What those get that train, beside what a sweep decides."""
-_MARK, _GRACE_S = "LAHR_RAY", 3.0
+_GRACE_S = 3.0
 _HANDED_DOWN = ("LAHR_STORAGE_PATIENCE",)
 """Settings of the driver's environment that hold on every machine."""
 
@@ -50,26 +49,41 @@ def restore(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
 
 
-def mark() -> dict[str, str]:
-    """A setting that the processes of one Ray, and no others, find in their environment."""
-    return {_MARK: uuid.uuid4().hex}
+def processes() -> dict[int, str]:
+    """Ray's workers and actors below this process: id → start time. Empty where there is no /proc."""
+    parents, found = {}, {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # ended meanwhile
+            parents[int(stat.parent.name)] = _fields(stat)[1]
+    for process in parents:
+        above = process
+        while above in parents and above != os.getpid():
+            above = int(parents[above])
+        with contextlib.suppress(OSError):
+            if above == os.getpid() and Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::"):
+                found[process] = _fields(Path(f"/proc/{process}/stat"))[19]
+    return found
 
 
-def end_marked(marked: Mapping[str, str]) -> None:
-    """Ends what is left of a Ray that was shut down. One of its processes now and then sleeps for good in its own exit,
-    with 400 MB; where there is no /proc it is left."""
+def end(left: Mapping[int, str]) -> None:
+    """Ends those `processes` of a Ray that outlive it: at times one sleeps for good in its own exit, with 400 MB."""
     until = time.monotonic() + _GRACE_S
-    while (left := _marked(marked)) and time.monotonic() < until:
+    while (alive := [process for process, start in left.items() if _lives(process, start)]) and (
+        time.monotonic() < until
+    ):
         time.sleep(0.1)
-    for process in left:
+    for process in alive:
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
 
-def _marked(marked: Mapping[str, str]) -> list[int]:
-    wanted, found = "=".join((_MARK, marked[_MARK])).encode(), []
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        with contextlib.suppress(OSError):  # ended meanwhile, or another user's
-            if wanted in environment.read_bytes().split(b"\0"):
-                found.append(int(environment.parent.name))
-    return found
+def _fields(stat: Path) -> list[str]:
+    """State, parent and what follows; the name before them may hold anything."""
+    return stat.read_text(errors="replace").rpartition(")")[2].split()
+
+
+def _lives(process: int, start: str) -> bool:
+    with contextlib.suppress(OSError):
+        fields = _fields(Path(f"/proc/{process}/stat"))
+        return fields[0] not in "ZX" and fields[19] == start
+    return False

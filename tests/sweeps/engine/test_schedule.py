@@ -4,9 +4,11 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -71,28 +73,38 @@ def test_an_address_where_no_ray_answers_is_said_at_once(monkeypatch):
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc, which is not here")
 def test_what_a_ray_leaves_behind_is_ended_and_nothing_else(monkeypatch):
-    """Caught: a process that sleeps in its own exit, and one of another Ray, which goes on."""
+    """Caught: a process that sleeps in its own exit, and one that is none of Ray's, which goes on."""
     monkeypatch.setattr(surroundings, "_GRACE_S", 0.3)
-    marks = surroundings.mark(), surroundings.mark()
-    ours, other = (subprocess.Popen(["sleep", "60"], env={**os.environ, **mark}) for mark in marks)
+    title = "import ray, sys; ray._raylet.setproctitle(sys.argv[1]); print(flush=True); input()"
+    ours, other = (
+        subprocess.Popen([sys.executable, "-c", title, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for name in ("ray::TrainController", "other")
+    )
     try:
-        surroundings.end_marked(marks[0])
+        assert all(process.stdout.readline() for process in (ours, other))
+        found = surroundings.processes()
+        assert {ours.pid} == found.keys() & {ours.pid, other.pid}
+        surroundings.end({ours.pid: found[ours.pid], other.pid: "0"})  # a number given anew
         assert ours.wait(5) == -signal.SIGKILL
         assert other.poll() is None
     finally:
-        other.kill()
-        other.wait()
+        for process in (ours, other):
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc, which is not here")
+def test_the_workers_of_a_ray_of_our_own_are_known(cluster):
+    """Caught: processes that are looked for by what their title has overwritten."""
+    assert ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote()) in surroundings.processes()
 
 
 def test_a_launch_starts_no_helpers_that_it_does_not_use():
     """Caught: a Ray where they have other names, and would be started again."""
-    given = (lambda: None), ray.train.ScalingConfig(num_workers=1)
     names = [
-        [
-            type(callback).__name__
-            for callback in kind(given[0], scaling_config=given[1])._create_default_callbacks()
-        ]
+        [type(callback).__name__ for callback in kind(lambda: None)._create_default_callbacks()]
         for kind in (TorchTrainer, distributed._Trainer)
     ]
     assert set(distributed._Trainer.UNUSED) == set(names[0]) - set(names[1])

@@ -1,12 +1,13 @@
-"""What processes of Ray find in their environment. To be imported before Ray, which reads some of it then."""
+"""What processes of Ray find in their environment, and that none outlives its Ray. To be imported before Ray, which
+reads some of it then."""
 
 import contextlib
 import os
-import signal
-import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 # Read by Ray when it is imported or started. Its own TensorBoard files count reports instead of steps; its tables,
 # usage report and warnings (of a launch's five processes on two cores, for one) are noise here.
@@ -49,41 +50,19 @@ def restore(environment: Mapping[str, str]) -> None:
     os.environ.update(environment)
 
 
-def processes() -> dict[int, str]:
-    """Ray's workers and actors below this process: id → start time. Empty where there is no /proc."""
-    parents, found = {}, {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):  # ended meanwhile
-            parents[int(stat.parent.name)] = _fields(stat)[1]
-    for process in parents:
-        above = process
-        while above in parents and above != os.getpid():
-            above = int(parents[above])
-        with contextlib.suppress(OSError):
-            if above == os.getpid() and Path(f"/proc/{process}/cmdline").read_bytes().startswith(b"ray::"):
-                found[process] = _fields(Path(f"/proc/{process}/stat"))[19]
+def processes() -> list[psutil.Process]:
+    """Ray's workers and actors below this process."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # ended meanwhile
+            if "".join(process.cmdline()).startswith("ray::"):
+                found.append(process)
     return found
 
 
-def end(left: Mapping[int, str]) -> None:
+def end(left: Sequence[psutil.Process]) -> None:
     """Ends those `processes` of a Ray that outlive it: at times one sleeps for good in its own exit, with 400 MB."""
-    until = time.monotonic() + _GRACE_S
-    while (alive := [process for process, start in left.items() if _lives(process, start)]) and (
-        time.monotonic() < until
-    ):
-        time.sleep(0.1)
+    _, alive = psutil.wait_procs(left, timeout=_GRACE_S)
     for process in alive:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-
-
-def _fields(stat: Path) -> list[str]:
-    """State, parent and what follows; the name before them may hold anything."""
-    return stat.read_text(errors="replace").rpartition(")")[2].split()
-
-
-def _lives(process: int, start: str) -> bool:
-    with contextlib.suppress(OSError):
-        fields = _fields(Path(f"/proc/{process}/stat"))
-        return fields[0] not in "ZX" and fields[19] == start
-    return False
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import MagicMock
 
@@ -73,7 +72,6 @@ def test_an_address_where_no_ray_answers_is_said_at_once(monkeypatch):
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc, which is not here")
 def test_what_a_ray_leaves_behind_is_ended_and_nothing_else(monkeypatch):
     """Caught: a process that sleeps in its own exit, and one that is none of Ray's, which goes on."""
     monkeypatch.setattr(surroundings, "_GRACE_S", 0.3)
@@ -84,9 +82,9 @@ def test_what_a_ray_leaves_behind_is_ended_and_nothing_else(monkeypatch):
     )
     try:
         assert all(process.stdout.readline() for process in (ours, other))
-        found = surroundings.processes()
-        assert {ours.pid} == found.keys() & {ours.pid, other.pid}
-        surroundings.end({ours.pid: found[ours.pid], other.pid: "0"})  # a number given anew
+        found = [each for each in surroundings.processes() if each.pid in (ours.pid, other.pid)]
+        assert [each.pid for each in found] == [ours.pid]
+        surroundings.end(found)
         assert ours.wait(5) == -signal.SIGKILL
         assert other.poll() is None
     finally:
@@ -95,10 +93,11 @@ def test_what_a_ray_leaves_behind_is_ended_and_nothing_else(monkeypatch):
             process.communicate()
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="processes are found in /proc, which is not here")
 def test_the_workers_of_a_ray_of_our_own_are_known(cluster):
     """Caught: processes that are looked for by what their title has overwritten."""
-    assert ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote()) in surroundings.processes()
+    assert ray.get(ray.remote(num_cpus=0)(lambda: os.getpid()).remote()) in {
+        each.pid for each in surroundings.processes()
+    }
 
 
 def test_a_launch_starts_no_helpers_that_it_does_not_use():

@@ -270,6 +270,33 @@ def test_a_store_is_opened_once_in_a_process_and_a_folder_stays_a_plain_value(ob
     assert pickle.loads(pickle.dumps(folder)) == folder
 
 
+def test_an_object_replaced_by_a_longer_one_while_it_is_read_comes_whole(object_store, tmp_path, monkeypatch):
+    """Seen to fail: its size was asked for first, and the new one came cut off at the old one's (a lease that made no
+    sense protected nobody)."""
+    place = Folder.at(object_store.uri(tmp_path.name))
+    place.write("a", b"old")
+    real, _ = place._open()
+
+    class Replacing:
+        """The store, with a writer who is quicker than the reader, once."""
+
+        get_file_info = staticmethod(real.get_file_info)
+
+        def __init__(self) -> None:
+            self.content = [b"new and longer"]
+
+        def open_input_stream(self, path, compression):
+            stream = real.open_input_stream(path, compression=compression)
+            while self.content:
+                with real.open_output_stream(path) as writer:
+                    writer.write(self.content.pop())
+            return stream
+
+    opened = Replacing(), place._open()[1]
+    monkeypatch.setattr(Folder, "_open", lambda _: opened)
+    assert place.read("a") == b"new and longer"
+
+
 def test_files_are_those_of_all_folders_below(place):
     """Seen to fail with folders among them, and with names from the filesystem's root."""
     folder = place

@@ -95,7 +95,9 @@ def run(options: Options, console: Console) -> int:
             observers: list[schedule.Observer] = [
                 Recorder(results, results.design()),
                 ProgressTable(pending, results.table(results.design()), console),
-                event_files.EventFiles(_events_folder(results)),
+                event_files.EventFiles(
+                    _events_folder(results), {cell.name: cell.levels for cell in design.cells()}
+                ),
             ]
             launch = schedule.Launch(
                 runtime=runtime,
@@ -239,25 +241,31 @@ def _report(options: Options, results: Results, console: Console) -> None:
     if options.command == "report" and lease.is_held(results.folder):
         console.print("a sweep is running here and writes TensorBoard's files itself; they are left alone")
     else:
-        _write_events(results, trials, curves, files)
+        _write_events(results, design, trials, curves, files)
     effects = estimate(trials, smallest_effect=info["smallest_effect"])
     console.print()
     for sentence in sentences(effects, info):
         console.print(sentence, highlight=False)
-    console.print(f"\nreport:      {_shown(results, 'report/report.md')}", soft_wrap=True)
+    console.print(f"\nreport:      {_shown(results, 'report/report.html')}", soft_wrap=True)
+    console.print(f"as Markdown: {_shown(results, 'report/report.md')}", soft_wrap=True)
     console.print(f"figure:      {_shown(results, 'report/report.png')}", soft_wrap=True)
     console.print(f"TensorBoard: tensorboard --logdir {_shown(results, 'tensorboard')}", soft_wrap=True)
-    # Above 40 runs TensorBoard starts with none of them chosen: these links choose.
+    if (runs := event_files.runs(trials)) > event_files.MOST_CHOSEN:
+        console.print(f"  It starts with none of its {runs} runs chosen, and shows nothing; these links choose:")
     for what, view in event_files.VIEWS.items():
         console.print(f"  {what + ':':<21}http://localhost:6006/{view}", soft_wrap=True)
 
 
 def _write_events(
-    results: Results, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], files: Mapping[str, bytes]
+    results: Results,
+    design: Design,
+    trials: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    files: Mapping[str, bytes],
 ) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary)
-        event_files.write_events(made, trials, curves, files)
+        event_files.write_events(made, trials, curves, files, [factor.field for factor in design.factors])
         results.folder.remove("tensorboard")
         for path in sorted(made.rglob("*")):
             if path.is_file():

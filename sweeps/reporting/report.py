@@ -1,4 +1,4 @@
-"""The report of a sweep as files in memory: report.md, verdict.json, effects.csv and the figures.
+"""The report of a sweep as files in memory: report.md and its page report.html, verdict.json, effects.csv, figures.
 
 Its order is that of a reader's questions: what is the verdict, how large, what could have been seen, does it show,
 what does it cost, can it be trusted, where was it run.
@@ -19,7 +19,8 @@ from sweeps.analysis.comparisons import (
     without_extras,
 )
 from sweeps.analysis.effects import FACTORS, Effects, estimate
-from sweeps.reporting import figures
+from sweeps.reporting import figures, page
+from sweeps.reporting.literal import code, literal
 from sweeps.reporting.verdict import (
     diverged_trials,
     document,
@@ -56,7 +57,7 @@ def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mappi
         _verdict(effects, info),
         _effects(effects),
         _detection(effects),
-        "![Effects, interactions, paired learning curves and cost](report.png)\n\n"
+        "## Figures\n\n![Effects, interactions, paired learning curves and cost](report.png)\n\n"
         "One colour is one cell everywhere. Thick bars are blocked intervals, thin ones seed-wise, each tick is a "
         "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in files if name.endswith(".png")) + ".",
         _second(second, effects),
@@ -65,14 +66,14 @@ def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mappi
         _sanity(effects, every, lost, info),
         _environment(info),
     ]
-    files["report.md"] = ("\n\n".join(part for part in parts if part) + "\n").encode()
-    return files
+    text = "\n\n".join(part for part in parts if part) + "\n"
+    return files | {"report.md": text.encode(), "report.html": page.render(text, files)}
 
 
 def _verdict(effects: Effects, info: Mapping[str, Any]) -> str:
-    headline, *rest = sentences(effects, info)
+    headline, *rest = [literal(sentence) for sentence in sentences(effects, info)]
     lines = "\n".join(f"- {sentence}" for sentence in rest)
-    return f"# {info['name']}: what the sweep shows\n\n**{headline}**\n\n{lines}".rstrip()
+    return f"# {literal(info['name'])}: what the sweep shows\n\n**{headline}**\n\n{lines}".rstrip()
 
 
 def _effects(effects: Effects) -> str:
@@ -247,12 +248,12 @@ def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Ma
         (
             "Failed",
             [
-                f"{f['cell']} seed {f['seed']}: {(f['error'].strip().splitlines() or [''])[-1]}"
+                f"{literal(f['cell'])} seed {f['seed']}: {code((f['error'].strip().splitlines() or [''])[-1])}"
                 for f in info["failed"]
             ],
         ),
-        ("Missing", [str(trial) for trial in info["missing"]]),
-        ("Diverged", [f"{cell} seed {seed}" for cell, seed in diverged_trials(trials)]),
+        ("Missing", [code(str(trial)) for trial in info["missing"]]),
+        ("Diverged", [f"{literal(cell)} seed {seed}" for cell, seed in diverged_trials(trials)]),
         (
             "Seed blocks left out of the estimates",
             [str(seed) for seed in range(info["seeds"]) if seed not in effects.blocks],
@@ -282,7 +283,9 @@ def _disturbances(trials: pd.DataFrame) -> list[str]:
         if len(again)
         else "Begun again after a fault: none"
     ]
-    return lines + [f"{row['cell']} seed {row['seed']}: **{'; '.join(row['said'])}**" for row in told(trials)]
+    return lines + [
+        f"{literal(row['cell'])} seed {row['seed']}: **{literal('; '.join(row['said']))}**" for row in told(trials)
+    ]
 
 
 def _routing(finished: pd.DataFrame) -> list[str]:
@@ -326,7 +329,8 @@ def _exits(finished: pd.DataFrame) -> list[str]:
             f"{str(name).removeprefix('latent/exit_')}: {100 * share:.1f} %" for name, share in shares.items()
         )
         lines.append(
-            f"Passes after which tokens of {cell} left: {passes}; {rows['latent/passes'].mean():.2f} on average"
+            f"Passes after which tokens of {literal(str(cell))} left: {passes}; "
+            f"{rows['latent/passes'].mean():.2f} on average"
         )
     return lines
 
@@ -335,7 +339,7 @@ def _environment(info: Mapping[str, Any]) -> str:
     rows = [(str(key), str(value)) for key, value in info["environment"].items()]
     count = f"{info['planned']} trials planned over {info['seeds']} seeds, preset `{info['preset']}`."
     table = markdown_table(("what", "value"), rows)
-    return f"## Environment\n\n{count}\n\n{table}\n\nAgain: `{info['rerun']}`"
+    return f"## Environment\n\n{count}\n\n{table}\n\nAgain: {code(info['rerun'])}"
 
 
 def _ratio_interval(row: Mapping[Any, Any]) -> str:
@@ -344,6 +348,6 @@ def _ratio_interval(row: Mapping[Any, Any]) -> str:
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A pipe table; the first column left, the others right."""
-    safe = [[cell.replace("|", "\\|").replace("\n", " ") for cell in row] for row in rows]
+    safe = [[literal(cell) for cell in row] for row in rows]
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)]), *(" | ".join(row) for row in safe)]
     return "\n".join(f"| {line} |" for line in lines)

@@ -246,12 +246,19 @@ def _report(options: Options, results: Results, console: Console) -> None:
     console.print()
     for sentence in sentences(effects, info):
         console.print(sentence, highlight=False)
+    _say_where(console, results, event_files.runs(trials))
+
+
+def _say_where(console: Console, results: Results, runs: int) -> None:
+    """Where the report and the curves are; `runs` are TensorBoard's."""
     console.print(f"\nreport:      {_shown(results, 'report/report.html')}", soft_wrap=True)
     console.print(f"as Markdown: {_shown(results, 'report/report.md')}", soft_wrap=True)
     console.print(f"figure:      {_shown(results, 'report/report.png')}", soft_wrap=True)
     console.print(f"TensorBoard: tensorboard --logdir {_shown(results, 'tensorboard')}", soft_wrap=True)
-    if (runs := event_files.runs(trials)) > event_files.MOST_CHOSEN:
-        console.print(f"  It starts with none of its {runs} runs chosen, and shows nothing; these links choose:")
+    if runs > event_files.MOST_CHOSEN:
+        console.print(
+            f"  Most of its tabs start with none of the {runs} runs chosen, and empty; these links choose:"
+        )
     for what, view in event_files.VIEWS.items():
         console.print(f"  {what + ':':<21}http://localhost:6006/{view}", soft_wrap=True)
 

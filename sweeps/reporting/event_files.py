@@ -59,7 +59,8 @@ VIEWS = {
 """What to append to TensorBoard's address: the runs that a tab is for, chosen, and curves as they are (by default
 they are smoothed)."""
 MOST_CHOSEN = 40
-"""TensorBoard starts with no run chosen where there are more, and tabs look blank; the views choose."""
+"""Where there are more runs, all of TensorBoard's tabs but time series and HParams start with none chosen and look
+blank; the views choose."""
 
 
 class EventFiles:

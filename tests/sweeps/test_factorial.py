@@ -1,5 +1,6 @@
 """The command line of the study: bad input gets one line and status 2 before anything is written; plan and status."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 
 from lahr.data.stories import story
 from lahr.errors import ConfigError
@@ -18,6 +20,7 @@ from lahr.training.runtime import Runtime
 from sweeps import factorial
 from sweeps.engine import lease
 from sweeps.engine.results import Results
+from sweeps.reporting.event_files import VIEWS
 from tests.chaos.here import kill_9
 
 ROOT = Path(__file__).parents[2]
@@ -146,6 +149,19 @@ def test_a_plan_for_a_gpu_counts_its_gpu_and_not_its_cores(place, monkeypatch, c
         assert f"with {lanes} at a time" in " ".join(capsys.readouterr().out.split())
 
 
+def test_links_say_what_they_are_for_where_tensorboard_chooses_no_run(tmp_path):
+    """Seen to fail: a line that wrapped, with half a link on it."""
+    said = {}
+    for runs in (40, 41):
+        out = io.StringIO()
+        factorial._say_where(Console(file=out, width=60), Results.at(str(tmp_path), "mine"), runs)
+        said[runs] = out.getvalue()
+    assert "report/report.html\n" in said[40] and "report/report.md\n" in said[40]
+    assert "none of the 41 runs chosen" in " ".join(said[41].split()) and "chosen" not in said[40]
+    for view in VIEWS.values():
+        assert all(f"http://localhost:6006/{view}\n" in text for text in said.values())
+
+
 def study(*words: str, own_ray: bool = False) -> subprocess.CompletedProcess[str]:
     """The script in a process of its own, on the tests' Ray or on one that it starts."""
     address = {"RAY_ADDRESS": ""} if own_ray else {}
@@ -163,6 +179,7 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     assert ran.returncode == 0, ran.stderr
     assert "Exploratory after 3,072 training tokens a trial" in " ".join(ran.stdout.split())
     assert "tensorboard --logdir" in ran.stdout
+    assert "report/report.html" in ran.stdout
     folder = tmp_path / "results" / "smoke-words"
     first = {path.parent.name: path.stat().st_mtime_ns for path in folder.glob("trials/*/result.json")}
     assert len(first) == 8
@@ -176,6 +193,7 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     assert abs(effects.set_index("term").loc["mod", "estimate"] - by_hand) < 1e-9
     assert trials["pairing"].nunique() == 1
     assert (folder / "report/report.png").stat().st_size > 10_000
+    assert (folder / "report/report.html").stat().st_size > 50_000
     assert len(list((folder / "tensorboard/trials").glob("*/seed0/events*"))) == 8
 
     assert "8 of 8 trials finished" in " ".join(study("status", *place).stdout.split())

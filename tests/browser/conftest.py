@@ -36,8 +36,16 @@ class MadeUp:
         return f"{len(self.trials)}-trials"
 
 
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    path = shutil.which("chromium")
+    if path is None:
+        pytest.skip("there is no chromium here (apt-get install chromium)")
+    return path
+
+
 @pytest.fixture(scope="session", params=[5, 40], ids=["40 trials", "320 trials"])
-def sweep(request: pytest.FixtureRequest) -> MadeUp:
+def sweep(request: pytest.FixtureRequest, chromium: str) -> MadeUp:
     trials = make_trials(request.param)
     curves = make_curves(trials)
     failed = [
@@ -49,10 +57,7 @@ def sweep(request: pytest.FixtureRequest) -> MadeUp:
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("there is no chromium here (apt-get install chromium)")
+def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=chromium)
         yield launched

@@ -39,6 +39,24 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     return cls(**filled)
 
 
+def changed(value: Any, fields_: Mapping[str, Any]) -> Any:
+    """The dataclass `value` with some fields at other values; a name may lead into nested ones (`model.d_model`).
+
+    `ConfigError` for a field that there is none of, for a value of another type, and for what the class refuses.
+    """
+    values = dataclasses.asdict(value)
+    for name, new in fields_.items():
+        *path, last = name.split(".")
+        inner = values
+        for depth, part in enumerate(path):
+            known = [key for key, below in inner.items() if isinstance(below, dict)]
+            where = ".".join(path[: depth + 1])
+            check(part in known, f"unknown field {where!r}{nearest(part, known)}; allowed: {', '.join(known)}")
+            inner = inner[part]
+        inner[last] = new
+    return from_dict(type(value), values)
+
+
 def read_field(cls: type, name: str, text: str) -> Any:
     """The value that `text` gives to the field `name` of the dataclass `cls`; `ConfigError` for what cannot be."""
     known = [f.name for f in fields(cls)]

@@ -29,7 +29,8 @@ from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
 from torch.utils.tensorboard import SummaryWriter
 
 from sweeps.analysis.comparisons import cells_in_order
-from sweeps.reporting.figures import paired_difference
+from sweeps.analysis.contrasts import Contrasts
+from sweeps.analysis.trajectories import paired_difference
 
 if TYPE_CHECKING:
     from lahr.training.progress import Progress
@@ -124,6 +125,7 @@ def write_events(
     trials: pd.DataFrame,
     curves: Mapping[str, pd.DataFrame],
     files: Mapping[str, bytes],
+    design: Contrasts,
     levels: Sequence[str] = LEVELS,
 ) -> None:
     """Rebuilds all runs below `directory` from the sweep's table, its curves by trial id, and the report's files.
@@ -146,7 +148,7 @@ def write_events(
                 at = (point["step"], point["tokens"], point["flops"], point["seconds"])
                 _curve_point(writer, now, *at, metrics)
             _add(writer, session_end(row["status"] != "diverged", now + float(row.get("seconds") or 0)))
-    cells = cells_in_order([str(cell) for cell in trials["cell"]])
+    cells = cells_in_order([str(cell) for cell in trials["cell"]], design)
     for cell in cells:
         with SummaryWriter(str(directory / "cells" / cell)) as writer:
             _cell_curves(writer, now, cell, trials, curves)

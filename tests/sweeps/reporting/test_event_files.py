@@ -46,7 +46,7 @@ def swept(tmp_path_factory, made):
     curves = made.curves(trials)
     trials.loc[(trials["cell"] == "mod") & (trials["seed"] == 2), ["status", "val_loss"]] = "diverged", np.nan
     files = {"report.md": b"# Verdict\n\n![figure](report.png)\n\nmod is undecided", "report.png": PNG}
-    write_events(directory, trials, curves, files)
+    write_events(directory, trials, curves, files, made.design)
     board, limit = Board(directory), time.monotonic() + 60
     while time.monotonic() < limit:
         tags = board.get("/data/plugin/scalars/tags")
@@ -136,8 +136,8 @@ def test_the_root_run_shows_the_figures_and_the_report(swept):
 
 def test_a_rebuild_leaves_nothing_of_the_old_one(made, tmp_path):
     trials = made.trials(2)
-    write_events(tmp_path, trials, made.curves(trials), {})
-    write_events(tmp_path, trials[trials["seed"] == 0], made.curves(trials), {})
+    write_events(tmp_path, trials, made.curves(trials), {}, made.design)
+    write_events(tmp_path, trials[trials["seed"] == 0], made.curves(trials), {}, made.design)
     assert not list(tmp_path.glob("trials/*/seed1")) and len(list(tmp_path.glob("trials/*/seed0"))) == 8
     assert all(len(list(folder.glob("events*"))) == 1 for folder in (tmp_path, *tmp_path.glob("trials/*/*")))
 

@@ -5,21 +5,35 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sweeps.analysis.effects import estimate
+from sweeps.analysis import effects as analysis
+from sweeps.analysis.comparisons import without_extras
+from sweeps.analysis.contrasts import switches
 from sweeps.reporting import figures
-from sweeps.reporting.report import render
+from sweeps.reporting import report
 from sweeps.reporting.verdict import sentences
 
 ORDER = [
     "# ",
     "## Effects",
     "## What this sweep could have detected",
-    "![",
+    "## Figures",
     "## Cells against base",
     "## Cost",
     "## Sanity",
     "## Environment",
 ]
+
+
+DESIGN = switches("mod", "latent", "memory")
+
+
+def estimate(trials, **given):
+    return analysis.estimate(trials, DESIGN, **given)
+
+
+def render(trials, curves, info, **given):
+    of = without_extras(trials)
+    return report.render(estimate(of, smallest_effect=info["smallest_effect"]), trials, curves, info, **given)
 
 
 def text(files):
@@ -40,9 +54,9 @@ def no_figures(monkeypatch):
 
 def test_the_files_of_a_report(files):
     pictures = {name for name in files if name.endswith(".png")}
-    assert pictures == {"report.png", "effects.png", "interactions.png", "curves.png", "cost.png"}
+    assert pictures == {"report.png", "effects.png", "interactions.png", "curves.png", "along.png", "cost.png"}
     assert all(files[name].startswith(b"\x89PNG") for name in pictures)
-    assert set(files) - pictures == {"report.md", "verdict.json", "effects.csv"}
+    assert set(files) - pictures == {"report.md", "report.html", "verdict.json", "effects.csv"}
 
 
 def test_the_order_of_the_report(files):
@@ -70,10 +84,10 @@ def test_every_sentence_names_the_horizon_and_at_equal_what(made):
         (made.trials(2), {}),
         (made.trials(8), {"smallest_effect": 0.05}),
     ):
-        info = made.info(trials, equal_at="FLOPs", **changes)
+        info = made.info(trials, equal_at="flops", primary="flops", **changes)
         said = sentences(estimate(trials, smallest_effect=info["smallest_effect"]), info)
         assert len(said) == 8
-        assert all("409,600 training tokens" in line and "equal FLOPs" in line for line in said)
+        assert all("2.46e+12 training FLOPs" in line and "equal FLOPs" in line for line in said)
         assert "significant" not in " ".join(said)
 
 
@@ -81,7 +95,7 @@ def test_sentences_say_helps_hurts_and_what_an_undecided_effect_would_take(made)
     trials = made.trials(8, sigma=0.02)
     said = {line.split()[0].rstrip(":"): line for line in sentences(estimate(trials), made.info(trials))}
     assert "Verdict" in said and said["latent"].startswith("latent helps") and said["mod"].startswith("mod hurts")
-    assert "With both on the loss is higher than their separate effects add up to" in said["latent:memory"]
+    assert "With both the loss is higher than their separate effects add up to" in said["latent:memory"]
     assert "With 90 % confidence" in said["mod:latent"]
     declared = sentences(estimate(trials, smallest_effect=0.001), made.info(trials, smallest_effect=0.001))
     assert any("seed blocks would find 0.001 nats with 80 % probability" in line for line in declared)
@@ -108,7 +122,7 @@ def test_failed_and_missing_trials_are_listed(made, no_figures):
         missing=["x"],
     )
     files = render(trials, {}, info)
-    assert "- Failed: mod seed 0: out of memory" in text(files) and "- Missing: x" in text(files)
+    assert "- Failed: mod seed 0: `out of memory`" in text(files) and "- Missing: `x`" in text(files)
     assert "left out of the estimates: 0" in text(files)
     assert json.loads(files["verdict.json"])["incomplete_blocks"] == [0]
 
@@ -165,13 +179,13 @@ def test_a_sweep_that_has_hardly_begun_has_a_report(made, no_figures, seeds):
 def test_options_stand_in_a_table_of_their_own_and_change_nothing_above_it(made):
     """Caught: extra cells in the second family, in the effects, in the cost table."""
     trials = made.trials().assign(extra_of=None)
-    extra = trials[trials["cell"] == "mod"].assign(cell="mod~mod_gate=raw", extra_of="mod", corner=False)
+    extra = trials[trials["cell"] == "mod"].assign(cell="mod~mod_gate=raw", extra_of="mod")
     extra["val_loss"] += 0.02
     both = pd.concat([trials, extra], ignore_index=True)
     plain = render(trials, made.curves(trials), made.info(trials))
     files = render(both, made.curves(both), made.info(both, planned=len(trials)))
     text = files["report.md"].decode()
-    assert "## Options of the mechanisms" in text and "## Options" not in plain["report.md"].decode()
+    assert "## Cells beside the factorial" in text and "## Cells beside" not in plain["report.md"].decode()
     (line,) = [line for line in text.splitlines() if line.startswith("| mod~mod_gate=raw |")]
     assert "+0.0200" in line
     assert files["effects.csv"] == plain["effects.csv"]
@@ -179,7 +193,7 @@ def test_options_stand_in_a_table_of_their_own_and_change_nothing_above_it(made)
     assert (option["cell"], option["of"]) == ("mod~mod_gate=raw", "mod")
     assert option["estimate"] == pytest.approx(0.02)
     assert json.loads(plain["verdict.json"])["options"] == []
-    assert "mod~" not in text.split("## Cells against base")[1].split("## Options")[0]
+    assert "mod~" not in text.split("## Cells against base")[1].split("## Cells beside")[0]
 
 
 def test_the_exits_of_cells_whose_tokens_may_leave_are_a_histogram_in_words(made):

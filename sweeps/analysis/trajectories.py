@@ -1,0 +1,90 @@
+"""Differences and effects along the way, from the evaluations of every trial."""
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from sweeps.analysis.contrasts import Contrasts
+
+
+def effects_along(
+    trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], design: Contrasts, metric: str = "val_loss"
+) -> pd.DataFrame:
+    """Each effect at each evaluation: share (of a trial's training done), tokens (mean over cells), term, estimate,
+    low, high (95 %, seed-wise, for that point alone), blocks.
+
+    Cells whose budgets differ are compared at equal shares of them, interpolated where their evaluations do not fall
+    together. Only blocks of which every cell is finished enter.
+    """
+    finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
+    ids = finished.drop_duplicates(["cell", "seed"]).set_index(["cell", "seed"])["trial"]
+    blocks = []
+    for seed in sorted(finished["seed"].unique()):
+        own = [_evaluations(curves.get(str(ids.get((cell, seed)))), metric) for cell in design.cells]
+        if all(len(curve) for curve in own):
+            blocks.append(own)
+    columns = ["share", "tokens", "term", "estimate", "low", "high", "blocks"]
+    if not blocks:
+        return pd.DataFrame(columns=columns).astype({name: float for name in columns if name != "term"})
+    shares = blocks[0][0]["share"].to_numpy()
+    shares = shares[shares >= max(curve["share"].iloc[0] for block in blocks for curve in block) - 1e-9]
+    losses_SCE = np.array([[np.interp(shares, c["share"], c[metric]) for c in block] for block in blocks])
+    tokens_E = np.mean([np.interp(shares, c["share"], c["tokens"]) for block in blocks for c in block], axis=0)
+    own_SET = np.einsum("sce,ct->set", losses_SCE, design.weights_CT)
+    count = len(blocks)
+    half_ET = np.full(own_SET.shape[1:], math.nan)
+    if count > 1:
+        half_ET = stats.t.isf(0.025, count - 1) * own_SET.std(0, ddof=1) / math.sqrt(count)
+    mean_ET = own_SET.mean(0)
+    rows = [
+        (
+            share,
+            tokens_E[e],
+            term,
+            mean_ET[e, t],
+            mean_ET[e, t] - half_ET[e, t],
+            mean_ET[e, t] + half_ET[e, t],
+            count,
+        )
+        for e, share in enumerate(shares)
+        for t, term in enumerate(design.terms)
+    ]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def paired_difference(cell: str, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """val_loss of `cell` minus that of `base` at the cell's own evaluations: index tokens, one column a seed.
+
+    Base's curve is interpolated where its evaluations stand at other tokens; seeds where either diverged are left out.
+    """
+    finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
+    ids = finished.set_index(["cell", "seed"])["trial"]
+    columns = {}
+    for seed in sorted(finished["seed"].unique()):
+        if (cell, seed) not in ids.index or ("base", seed) not in ids.index:
+            continue
+        own, base = (_losses(curves.get(ids[name, seed])) for name in (cell, "base"))
+        if len(own) and len(base):
+            inside = own.index <= base.index[-1]
+            at_base = np.interp(own.index[inside], base.index, base.to_numpy())
+            columns[int(seed)] = own[inside] - at_base
+    return pd.DataFrame(columns).sort_index()
+
+
+def _evaluations(curve: pd.DataFrame | None, metric: str) -> pd.DataFrame:
+    """A trial's evaluations by the share of its training that was done."""
+    if curve is None or metric not in curve:
+        return pd.DataFrame(columns=["share", "tokens", metric])
+    kept = curve.dropna(subset=[metric]).drop_duplicates("tokens", keep="last").sort_values("tokens")
+    return pd.DataFrame(
+        {"share": kept["tokens"] / curve["tokens"].max(), "tokens": kept["tokens"], metric: kept[metric]}
+    )
+
+
+def _losses(curve: pd.DataFrame | None) -> pd.Series:
+    """A trial's validation losses by tokens."""
+    evaluated = _evaluations(curve, "val_loss")
+    return evaluated.set_index("tokens")["val_loss"].astype(float)

@@ -67,7 +67,7 @@ def sampled_passes(config: TrialConfig, step: int) -> int | None:
     most = 2 * config.model.latent_iterations - 1
     if most < 1 or config.model.latent_mode != "sampled":
         return None
-    digest = hashlib.sha256(f"{config.seed}/passes/{step}".encode()).digest()
+    digest = hashlib.sha256(f"{config.drawn_seed}/passes/{step}".encode()).digest()
     return 1 + int.from_bytes(digest[:8], "big") % most
 
 
@@ -135,13 +135,13 @@ class _Run:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = torch.device(runtime.device)
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self.model = LAHR(config.model, seed=config.seed).to(dtype)
+        self.model = LAHR(config.model, seed=config.drawn_seed).to(dtype)
         if runtime.compile == "on":
             compile_parts(self.model)
         self.parallel = parallel.spread(self.model, self.device, runtime.sharding)
         self.optimizer = build_optimizer(self.model, config.train)
         block, segments = config.model.max_seq_len, config.data.segments
-        self.batches = Batches(data.train, config.train.batch_size, block, config.seed, segments)
+        self.batches = Batches(data.train, config.train.batch_size, block, config.drawn_seed, segments)
         self.validation = data.validation_blocks(config.data.validation_blocks, block, segments)
         self.bytes_per_token = data.bytes_per_token
         self.milestones = milestones(config)
@@ -155,7 +155,7 @@ class _Run:
         self.pairing = ""
         self.horizon = config.steps
         """Steps of the run whose schedule is followed: this one's, or those of a branch while it decays."""
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.drawn_seed)
 
     def autocast(self) -> torch.autocast:
         """The precision of matrix products inside it."""

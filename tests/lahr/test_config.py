@@ -230,6 +230,46 @@ def test_the_settings_of_a_mechanism_that_is_off_do_not_enter_the_fingerprint():
     assert replace(MODEL, memory_slots=256, memory_heads=2).settled().memory_heads == 2
 
 
+def test_keys_enter_the_seed_of_all_draws_and_nothing_else():
+    """Seen to fail: keys hashed without the seed, so that blocks were alike; and keys left out of the fingerprint."""
+    assert replace(TRIAL, seed=5).drawn_seed == 5
+    keyed = replace(TRIAL, keys={"b": 1, "c": "on"})
+    assert keyed.drawn_seed == replace(TRIAL, keys={"c": "on", "b": 1}).drawn_seed
+    others = [TRIAL, keyed, replace(keyed, seed=1), replace(keyed, keys={"b": 1}), replace(keyed, keys={"b": "1"})]
+    assert len({other.drawn_seed for other in others}) == len({o.fingerprint("c") for o in others}) == len(others)
+    assert all(0 <= other.drawn_seed < 2**63 for other in others)
+    assert from_dict(TrialConfig, json.loads(json.dumps(asdict(keyed)))) == keyed
+    assert hash(keyed) == hash(replace(keyed))
+
+
+def test_keys_are_a_copy():
+    given = {"b": 1}
+    keyed = replace(TRIAL, keys=given)
+    given["b"] = 2
+    assert keyed.keys == {"b": 1}
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"b": float("nan")}, "keys.b is nan; it must be a finite number"),
+        ({"b": [1]}, r"keys.b is \[1\]; it must be a finite number, text"),
+        ({"b c": 1}, "keys has the name 'b c'"),
+    ],
+)
+def test_a_key_without_a_stable_identity_is_refused(keys, said):
+    with pytest.raises(ConfigError, match=said):
+        replace(TRIAL, keys=keys)
+
+
+def test_a_mapping_that_is_none_is_named():
+    for value in ([1], 3, {"b": [1]}):
+        with pytest.raises(
+            ConfigError, match=r"keys is .*; it must be a mapping of names, each to a whole number or"
+        ):
+            from_dict(TrialConfig, {**asdict(TRIAL), "keys": value})
+
+
 def test_settings_that_decide_nothing_do_not_make_another_model():
     """Caught: the exit gate's threshold without a gate; a place that is the default one; a kNN memory's key width."""
     core, memory = replace(MODEL, latent_iterations=2), replace(MODEL, memory_slots=256)

@@ -165,6 +165,24 @@ def test_every_cell_of_a_seed_block_reads_identical_batches(tiny, tiny_data):
     assert other[-1] != hashes["base"][-1]
 
 
+def test_keys_change_the_start_and_the_order_of_the_data_as_another_seed_would(tiny, tiny_data, tmp_path):
+    """And the same keys nothing. Seen to fail: with `seed` in the place of `drawn_seed` for the weights, for the
+    batches and for the sampled passes."""
+    sampled = tiny("latent", tokens=4 * 128)
+    sampled = replace(sampled, model=replace(sampled.model, latent_iterations=40, latent_mode="sampled"))
+    runs = {}
+    for name, config in {
+        "plain": sampled,
+        "keyed": replace(sampled, keys={"b": 1}),
+        "again": replace(sampled, keys={"b": 1}),
+        "seeded": replace(sampled, seed=replace(sampled, keys={"b": 1}).drawn_seed),
+    }.items():
+        records = list(train(config, tiny_data, Runtime()))
+        runs[name] = [without_clock(r) for r in records], records[-1].pairing, sampled_passes(config, 0)
+    assert runs["keyed"] == runs["again"] == runs["seeded"]
+    assert all(a != b for a, b in zip(runs["keyed"], runs["plain"], strict=True))
+
+
 def test_a_final_evaluation_always_runs_and_the_last_step_is_a_milestone(tiny, tiny_data):
     """Whatever the counts: 24 steps with 5 evaluations, or 1, or more than there are steps."""
     for evaluations in (1, 5, 100):

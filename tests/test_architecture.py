@@ -20,6 +20,7 @@ SWEEPS_MAY = {
     "lahr.presets",
     "lahr.model.flops",
     "lahr.trained",
+    "lahr.version",
     "lahr.distributed",
     "lahr.training.compilation",
     "lahr.files",

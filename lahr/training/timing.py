@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from lahr.config import TrialConfig
-from lahr.model import LAHR
+from lahr.model import build_model
 from lahr.training.optimizer import build_optimizer
 from lahr.training.runtime import Runtime, give_back_memory, prepare_process
 
@@ -59,7 +59,7 @@ def _stepper(config: TrialConfig, runtime: Runtime) -> tuple[Callable[[], float]
     windows = min(max(4 // segments, 1) * segments, config.train.batch_size)
     if runtime.device == "cuda":  # which a few windows would leave idle
         windows = runtime.micro_batch or config.train.batch_size // runtime.workers
-    model = LAHR(config.model, seed=0).to(runtime.device)
+    model = build_model(config.model, seed=0).to(runtime.device)
     optimizer = build_optimizer(model, config.train)
     tokens_BT = torch.randint(config.model.vocab_size, (windows, config.model.max_seq_len), device=runtime.device)
 

@@ -13,7 +13,8 @@ from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.model.flops import training_flops_per_token
 from lahr.training import checkpoints, loop
-from lahr.training.loop import milestones, train
+from lahr.training.loop import train
+from lahr.training.plan import milestones
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 

@@ -46,6 +46,8 @@ EQUAL = {
         {"latent_halting": "act", "mod_router": "random", "memory_kind": "slots", "mod_z_loss": 0.01},
     ),
     "latent capacity": (FULL, {"latent_capacity": 0.25, "latent_mode": "sampled", "latent_core_layers": 2}),
+    "own, tied": ("base", {"build": "tests.lahr.model.own_models:plain", "options": {"tied": True}}),
+    "own, llama": ("base", {"build": "tests.lahr.model.own_models:llama"}),
 }
 """Name → cell and options."""
 SHARDED = Runtime(workers=2, sharding="shard", micro_batch=1)

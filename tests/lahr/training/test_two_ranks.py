@@ -34,6 +34,8 @@ OPTIONS = {
         "latent_capacity": 0.25, "latent_mode": "sampled", "memory_kind": "slots",
     },
     "knn": {"memory_kind": "knn", "memory_slots": 40},
+    "own, tied": {"build": "tests.lahr.model.own_models:plain", "options": {"tied": True}},
+    "own, llama": {"build": "tests.lahr.model.own_models:llama"},
     "compiled": {"latent_capacity": 0.5},
 }  # fmt: skip
 

@@ -44,7 +44,9 @@ def seconds_per_step(configs: Sequence[TrialConfig], runtime: Runtime, rounds: i
         step()
     times = [[step() for step, _ in steppers] for _ in range(rounds)]
     torch.set_num_threads(threads)
-    per_window = [statistics.median(of) / windows for of, (_, windows) in zip(zip(*times, strict=True), steppers, strict=True)]
+    per_window = [
+        statistics.median(of) / windows for of, (_, windows) in zip(zip(*times, strict=True), steppers, strict=True)
+    ]
     del steppers
     give_back_memory()
     each = zip(per_window, configs, strict=True)

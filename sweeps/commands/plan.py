@@ -49,8 +49,9 @@ def plan(options: StudyOptions, console: Console) -> int:
     if options.smallest_effect is not None:
         for name, norm in _kinds(design).items():
             needed = power.blocks_needed(options.smallest_effect, sigma, norm, len(design.contrasts.terms))
+            which = f" ({name})" if name else ""
             console.print(
-                f"an effect of {options.smallest_effect:g} nats takes {needed or 'over a million'} blocks{name and f' ({name})'}"
+                f"an effect of {options.smallest_effect:g} nats takes {needed or 'over a million'} blocks{which}"
             )
     return 0
 

@@ -173,8 +173,8 @@ def _say_start(console: Console, sweep: study.Study, pending: int, taken: int, l
     design = sweep.design
     console.print(
         f"[bold]{sweep.options.sweep_name}[/]: {len(design.cells())} cells × {design.seeds} seeds on "
-        f"{sweep.data.description}, at equal {design.equal}; {pending} of {len(design.trials())} trials to run, {lanes} "
-        f"at a time, {design.config.precision} on {sweep.runtime.device}"
+        f"{sweep.data.description}, at equal {design.equal}; {pending} of {len(design.trials())} trials to run, "
+        f"{lanes} at a time, {design.config.precision} on {sweep.runtime.device}"
         + ", compiled" * (sweep.runtime.compile == "on")
         + (f"; {taken} taken over from other sweeps" if taken else "")
     )

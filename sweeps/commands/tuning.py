@@ -1,7 +1,7 @@
 """`--tune-lr`: one peak rate for all cells, chosen before the sweep on a seed that is none of its blocks.
 
 The rate with the lowest mean loss over the cells is taken, so that no cell is favoured; each cell's own losses stand
-beside it in the report. The trials of the choice are a small sweep of their own, `<name>-lr`, which carries on like any.
+beside it in the report. The trials of the choice are a small sweep of their own, `<name>-lr`.
 """
 
 import math

@@ -21,10 +21,11 @@ def control(name: Control, base: ModelConfig, full: ModelConfig, full_cell: str)
     """The extra cell, made from the models of `base` and of the cell with everything on."""
     if name in ("params", "flops"):
         width = _matched(name, base, full)
+        what = "parameters" if name == "params" else "FLOPs"
         check(
             width > base.hidden_dim,
-            f"--controls {name}: the full model has no more {'parameters' if name == 'params' else 'FLOPs'} than base, so "
-            "there is no baseline to widen; leave it out",
+            f"--controls {name}: the full model has no more {what} than base, so there is no baseline to widen; leave it "
+            "out",
         )
         return Extra("base", (("model.d_ff", width),), f"base@{name}", (full_cell, "base"))
     if name == "r1":

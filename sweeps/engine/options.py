@@ -60,7 +60,7 @@ class StudyOptions:
     primary: Equal | None = None
     """The comparison that was declared primary beforehand, if this sweep is another one: its report says so."""
     tune_lr: tuple[float, ...] = ()
-    """Peak rates to try first, over all cells on a seed that is no block; the one with the lowest mean loss is taken."""
+    """Peak rates to try first, over all cells, on a seed that is no block; the lowest mean loss decides."""
     until: Literal["seeds", "decided"] = "seeds"
     """`decided` adds seed blocks until every effect is settled at --smallest-effect, or there are --max-seeds."""
     max_seeds: int = 12
@@ -129,8 +129,8 @@ class StudyOptions:
         )
         check(
             len(set(self.tune_lr)) == len(self.tune_lr) != 1 and all(0 < rate < math.inf for rate in self.tune_lr),
-            f"--tune-lr is {', '.join(map(str, self.tune_lr))}; give two or more rates to choose from, each above 0 and "
-            "once",
+            f"--tune-lr is {', '.join(map(str, self.tune_lr))}; give two or more rates to choose from, each above 0 "
+            "and once",
         )
         check(
             not self.tune_lr or all(factor.field != "train.lr" for factor in self.factors()),
@@ -180,7 +180,7 @@ class StudyOptions:
         return (*self.EXTRAS, *map(Extra.parse, self.extra))
 
     def sections(self, trials: pd.DataFrame, design: Design) -> tuple[str, dict[str, bytes]]:
-        """What a study's report has beside that of every study, from the table of trials: Markdown, and its pictures."""
+        """What a study's report has of its own, from the table of trials: Markdown, and the pictures it names."""
         return "", {}
 
     def level_option(self, factor: Factor) -> str:

@@ -26,8 +26,8 @@ from lahr.errors import check
 from lahr.machine import processor
 from lahr.training import compilation
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
-from lahr.version import code_version
 from lahr.training.timing import seconds_per_step, seconds_per_trial
+from lahr.version import code_version
 from sweeps.engine.budget import at_equal_time
 from sweeps.engine.design import Design, Trial
 from sweeps.engine.machines import Cluster
@@ -62,7 +62,7 @@ class Study:
 def resolve(
     options: StudyOptions, console: Console, has_gpu: bool | None, tuned: Mapping[str, Any] | None = None
 ) -> Study:
-    """Prepares the data and settles device, precision, batch split and budget: those of `design.json` if the sweep exists.
+    """Prepares the data and settles device, precision, batch split and budget, or takes those of `design.json`.
 
     `has_gpu` is None where it is not known yet; whether trials are compiled, and equal time, are not settled then.
     `tuned` is what was found of the learning rate.

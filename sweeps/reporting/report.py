@@ -82,8 +82,8 @@ def _effects(effects: Effects) -> str:
     return (
         "## Effects\n\n"
         + markdown_table(head, rows)
-        + "\n\nA factor's effect is the mean of its level minus that of its first level (ON minus OFF), over all cells; "
-        "below 0 is a lower validation loss. An interaction is half the difference of differences. "
+        + "\n\nA factor's effect is the mean of its level minus that of its first (ON minus OFF), over all cells; below "
+        "0 is a lower validation loss. An interaction is half the difference of differences. "
         + (
             "p is the larger of the blocked and the seed-wise one, adjusted over all rows by Holm."
             if effects.max_seeds is None
@@ -101,8 +101,8 @@ def _detection(effects: Effects) -> str:
     size = f"{most:.3g}" if most < 1.01 * least else f"{least:.3g} to {most:.3g} (by how many trials it rests on)"
     text = (
         f"One trial scatters by σ = {effects.sigma:.4f} nats within its block. With {len(effects.blocks)} complete "
-        f"blocks an effect of {size} nats is found with 80 % probability (at the strictest step of Holm); a smaller one "
-        "may well have been missed, which is no evidence that there is none."
+        f"blocks an effect of {size} nats is found with 80 % probability (at the strictest step of Holm); a smaller "
+        "one may well have been missed, which is no evidence that there is none."
     )
     if effects.smallest_effect is not None:
         text += f" The smallest effect of interest is {effects.smallest_effect:g} nats."

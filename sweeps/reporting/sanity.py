@@ -16,7 +16,7 @@ CAPACITY = "model.mod_capacity"
 
 
 def sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Mapping[str, Any]) -> str:
-    """Whether the figures can be trusted: assumptions, pairing, routing, and what failed, is missing or was set aside."""
+    """Whether the figures can be trusted: assumptions, pairing, routing; what failed, is missing or was set aside."""
     finished = trials[trials["status"] != "diverged"]
     lines = []
     for name, what in (
@@ -130,6 +130,7 @@ def _exits(finished: pd.DataFrame) -> list[str]:
             f"{str(name).removeprefix('latent/exit_')}: {100 * share:.1f} %" for name, share in shares.items()
         )
         lines.append(
-            f"Passes after which tokens of {literal(str(cell))} left: {passes}; {rows['latent/passes'].mean():.2f} on average"
+            f"Passes after which tokens of {literal(str(cell))} left: {passes}; "
+            f"{rows['latent/passes'].mean():.2f} on average"
         )
     return lines

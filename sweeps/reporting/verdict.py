@@ -48,8 +48,8 @@ def sentences(effects: Effects, info: Mapping[str, Any]) -> list[str]:
         )
     if effects.max_seeds and effects.blocks:
         said.append(
-            f"Blocks were added until every effect was settled, up to {effects.max_seeds}: intervals are repeated ones, "
-            "valid at every look, and an estimate that ended the search is on average a little too large."
+            f"Blocks were added until every effect was settled, up to {effects.max_seeds}: intervals are repeated "
+            "ones, valid at every look, and an estimate that ended the search is on average a little too large."
         )
     if effects.blocks:
         said += [_sentence(effects, row, where) for row in rows]

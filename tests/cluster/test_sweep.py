@@ -17,9 +17,9 @@ from lahr.errors import ConfigError
 from lahr.presets import preset
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
-from sweeps.factorial import Options
 from sweeps.engine.recorder import Recorder, result_of
 from sweeps.engine.results import Results
+from sweeps.factorial import Options
 from tests.chaos.stage import Stage
 from tests.cluster.namespaces import PROJECT, until
 from tests.cluster.on_prem import OnPrem

@@ -16,9 +16,9 @@ from lahr.errors import ConfigError
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from sweeps.commands import execute
-from sweeps.factorial import Options
 from sweeps.engine import lease
 from sweeps.engine.results import Results
+from sweeps.factorial import Options
 from tests.chaos.here import kill_9
 
 ROOT = Path(__file__).parents[2]

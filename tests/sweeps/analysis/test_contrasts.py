@@ -98,7 +98,7 @@ def test_an_order_leaves_higher_interactions_out():
 
 
 def test_half_of_the_cells_give_all_main_effects():
-    """A half fraction of 2⁴, the cells with an even number on (defining relation ABCD). Caught: weights of the whole."""
+    """A half fraction of 2⁴, the cells with an even number on (relation ABCD). Caught: weights of the whole."""
     factors = [Levels(n, ("", n)) for n in "abcd"]
     odd = [cell for cell, labels in grid(factors).items() if sum(map(bool, labels.values())) % 2]
     design = crossed(factors, order=1, without=odd)

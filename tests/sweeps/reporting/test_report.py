@@ -8,8 +8,7 @@ import pytest
 from sweeps.analysis import effects as analysis
 from sweeps.analysis.comparisons import without_extras
 from sweeps.analysis.contrasts import switches
-from sweeps.reporting import figures
-from sweeps.reporting import report
+from sweeps.reporting import figures, report
 from sweeps.reporting.verdict import sentences
 
 ORDER = [

@@ -41,6 +41,11 @@ class Levels:
             return (f"{self.name} OFF", *(f"{self.name} ON" if x == self.name else x for x in self.labels[1:]))
         return (self.first, *self.labels[1:])
 
+    @property
+    def values(self) -> tuple[str, ...]:
+        """Each level by its value alone: `gelu`, `silu`; a switch's in full."""
+        return tuple(name.removeprefix(f"{self.name}=") for name in self.shown)
+
 
 @dataclass(frozen=True, eq=False)
 class Contrasts:

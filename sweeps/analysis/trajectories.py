@@ -55,10 +55,14 @@ def effects_along(
     return pd.DataFrame(rows, columns=columns)
 
 
-def paired_difference(cell: str, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """val_loss of `cell` minus that of `base` at the cell's own evaluations: index tokens, one column a seed.
+def paired_difference(
+    cell: str, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], metric: str = "val_loss"
+) -> pd.DataFrame:
+    """`metric` of `cell` minus that of `base` at the cell's own evaluations: index the share of its training that was
+    done, one column a seed.
 
-    Base's curve is interpolated where its evaluations stand at other tokens; seeds where either diverged are left out.
+    Base's curve is interpolated where its evaluations stand at other shares: half-way through its schedule a cell is
+    compared with base half-way through its own. Seeds where either diverged are left out.
     """
     finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
     ids = finished.set_index(["cell", "seed"])["trial"]
@@ -66,11 +70,13 @@ def paired_difference(cell: str, trials: pd.DataFrame, curves: Mapping[str, pd.D
     for seed in sorted(finished["seed"].unique()):
         if (cell, seed) not in ids.index or ("base", seed) not in ids.index:
             continue
-        own, base = (_losses(curves.get(ids[name, seed])) for name in (cell, "base"))
+        own, base = (_evaluations(curves.get(ids[name, seed]), metric) for name in (cell, "base"))
         if len(own) and len(base):
-            inside = own.index <= base.index[-1]
-            at_base = np.interp(own.index[inside], base.index, base.to_numpy())
-            columns[int(seed)] = own[inside] - at_base
+            inside = own["share"] >= base["share"].iloc[0] - 1e-9
+            at_base = np.interp(own["share"][inside], base["share"], base[metric].astype(float))
+            columns[int(seed)] = pd.Series(
+                own[metric][inside].to_numpy(float) - at_base, own["share"][inside].round(9)
+            )
     return pd.DataFrame(columns).sort_index()
 
 
@@ -82,9 +88,3 @@ def _evaluations(curve: pd.DataFrame | None, metric: str) -> pd.DataFrame:
     return pd.DataFrame(
         {"share": kept["tokens"] / curve["tokens"].max(), "tokens": kept["tokens"], metric: kept[metric]}
     )
-
-
-def _losses(curve: pd.DataFrame | None) -> pd.Series:
-    """A trial's validation losses by tokens."""
-    evaluated = _evaluations(curve, "val_loss")
-    return evaluated.set_index("tokens")["val_loss"].astype(float)

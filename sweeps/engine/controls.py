@@ -24,8 +24,8 @@ def control(name: Control, base: ModelConfig, full: ModelConfig, full_cell: str)
         what = "parameters" if name == "params" else "FLOPs"
         check(
             width > base.hidden_dim,
-            f"--controls {name}: the full model has no more {what} than base, so there is no baseline to widen; leave it "
-            "out",
+            f"--controls {name}: the full model has no more {what} than base, so no baseline can be widened to it; "
+            "leave it out",
         )
         return Extra("base", (("model.d_ff", width),), f"base@{name}", (full_cell, "base"))
     if name == "r1":

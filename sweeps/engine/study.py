@@ -30,6 +30,7 @@ from lahr.training.timing import seconds_per_step, seconds_per_trial
 from lahr.version import code_version
 from sweeps.engine.budget import at_equal_time
 from sweeps.engine.design import Design, Trial
+from sweeps.engine.factors import with_fields
 from sweeps.engine.machines import Cluster
 from sweeps.engine.options import StudyOptions
 from sweeps.engine.results import Results
@@ -72,6 +73,7 @@ def resolve(
     data = prepared(options, console)
     # Workers look for a local file from a folder of Ray's, so they are given its absolute path.
     config = TrialConfig(options.model, anchored(options.data), options.train)
+    config = with_fields(config, {factor.field: factor.levels[0] for factor in options.factors()})
     if results.exists():
         tuned = results.header().get("tuned")
     if tuned is not None:

@@ -52,7 +52,7 @@ def draw(
             widest = max(map(len, cells))
             while columns > 1 and columns * (widest + 6) * 0.085 > figure.get_figwidth():
                 columns -= 1
-            bottom *= math.ceil(len(cells) / columns)
+            bottom *= math.ceil(len(cells) / columns) / figure.get_figheight()
             handles = _cell_handles(cells, design)
             figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
         figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))  # type: ignore[union-attr, call-arg]
@@ -75,13 +75,18 @@ def draw(
 
     figure = _figure(9.0, 4.8)
     draw_curves(*_curve_axes(figure), effects, trials, curves)
-    finish("curves.png", figure, [c for c in cells if c != "base"], 0.06)
+    finish("curves.png", figure, [c for c in cells if c != "base"], 0.29)
 
     along = effects_along(trials[trials["seed"].isin(effects.blocks)], curves, design, effects.metric)
     figure = _figure(4.0 * min(len(design.terms), ROW), 2.7 * math.ceil(len(design.terms) / ROW) + 0.3)
     figure.suptitle("Effects along the way; the 95 % bands hold for one point by itself", fontsize=11)
-    for axes, term in zip(_panels(figure, len(design.terms), sharex=True), design.terms, strict=False):
+    panels = _panels(figure, len(design.terms))
+    for place, (axes, term) in enumerate(zip(panels, design.terms, strict=True)):
         draw_along(axes, along[along["term"] == term], term)
+        if place + ROW < len(panels):  # another one stands below
+            axes.set_xlabel("")
+        if place % ROW:
+            axes.set_ylabel("")
     finish("along.png", figure, [], 0)
 
     figure = _figure(10.0, 4.6)
@@ -89,7 +94,7 @@ def draw(
     draw_cost(left, effects, trials, "flops")
     draw_cost(right, effects, trials, "seconds")
     right.set_ylabel("")
-    finish("cost.png", figure, cells, 0.065)
+    finish("cost.png", figure, cells, 0.3)
 
     figure = _figure(16.0, max(10.0, 7.2 + 0.4 * len(effects.table)))
     if title:
@@ -109,7 +114,7 @@ def draw(
     draw_cost(panels[-2], effects, trials, "flops")
     draw_cost(panels[-1], effects, trials, "seconds")
     panels[-1].set_ylabel("")
-    finish("report.png", figure, cells, 0.045)
+    finish("report.png", figure, cells, 0.42)
     return files
 
 
@@ -183,10 +188,7 @@ def draw_effects(axes: Axes, effects: Effects) -> None:
     right.tick_params(length=0)
     axes.set_xlabel(f"effect on {LABELS.get(effects.metric, effects.metric)}   (left of 0: lower loss, helps)")
     axes.set_title(f"Effects, complete seed blocks: {len(effects.blocks)}", loc="left", fontsize=11)
-    below = -0.13 * 7 / max(len(table), 7)
-    axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, below), ncols=3, frameon=False, fontsize=8
-    )
+    axes.figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
 def draw_interaction(axes: Axes, effects: Effects, pair: tuple[Levels, Levels]) -> None:
@@ -213,7 +215,7 @@ def draw_interaction(axes: Axes, effects: Effects, pair: tuple[Levels, Levels]) 
             color=PALETTE[line % len(PALETTE)],
             marker=MARKERS[line % len(MARKERS)],
             capsize=3,
-            label=second.shown[line],
+            label=second.values[line],
             **STYLE,
         )
     if len(first.labels) == len(second.labels) == 2:
@@ -222,12 +224,13 @@ def draw_interaction(axes: Axes, effects: Effects, pair: tuple[Levels, Levels]) 
         axes.plot(
             places + 0.03, [value["", b], additive], color=GREY, linestyle="--", linewidth=1.1, label="additive"
         )
-    axes.set_xticks(places, first.shown)
+    axes.set_xticks(places, first.values)
     axes.set_xlim(-0.25, places[-1] + 0.25)
     axes.set_ylabel(LABELS.get(effects.metric, effects.metric))
     axes.set_title(f"{first.name} × {second.name}", loc="left", fontsize=11)
     axes.margins(y=0.15)
-    axes.legend(frameon=False, fontsize=8)
+    title = None if second.values == second.shown else second.name
+    axes.legend(frameon=False, fontsize=8, title=title, title_fontsize=8)
 
 
 def draw_along(axes: Axes, along: pd.DataFrame, term: str) -> None:
@@ -241,7 +244,6 @@ def draw_along(axes: Axes, along: pd.DataFrame, term: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
     axes.set_xlim(left=0)
-    axes.label_outer()
     if along.empty:
         _say(axes, "no complete block has curves")
 
@@ -249,9 +251,11 @@ def draw_along(axes: Axes, along: pd.DataFrame, term: str) -> None:
 def draw_curves(
     axes: Axes, margin: Axes, effects: Effects, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame]
 ) -> None:
-    """Mean paired difference of each cell from `base` over tokens; in the margin its 95 % interval at the end."""
+    """Mean paired difference of each cell from `base` over its training; in the margin its 95 % interval at the end."""
     cells = [c for c in cells_in_order([str(c) for c in trials["cell"].unique()], effects.design) if c != "base"]
     drawn = False
+    budgets = trials["tokens"].unique() if "tokens" in trials else []
+    shares = len(budgets) > 1  # at equal FLOPs cells read different numbers of tokens
     for axis in (axes, margin):
         axis.axhline(0, color="black", linewidth=0.9)
     for place, cell in enumerate(cells):
@@ -262,13 +266,14 @@ def draw_curves(
         style = cell_style(cell, effects.design)
         line = "-" if cell in effects.design.cells else "--"
         mean = differences.mean(axis=1)
-        axes.plot(mean.index, mean, linestyle=line, markevery=max(1, len(mean) // 8), **style, **STYLE)
+        x = mean.index * (100 if shares else budgets[0] if len(budgets) else 1)
+        axes.plot(x, mean, linestyle=line, markevery=max(1, len(mean) // 8), **style, **STYLE)
         end = differences.iloc[-1].dropna().to_numpy(float)
         half = (
             stats.t.isf(0.025, len(end) - 1) * end.std(ddof=1) / math.sqrt(len(end)) if len(end) > 1 else math.nan
         )
         margin.errorbar(place, end.mean(), yerr=half, capsize=3, **style, **STYLE)
-    axes.set_xlabel("training tokens")
+    axes.set_xlabel("share of its training that a cell has done, %" if shares else "training tokens")
     axes.set_ylabel("validation loss minus base's (nats)")
     axes.set_title("Paired learning curves", loc="left", fontsize=11)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))

@@ -82,7 +82,7 @@ def _effects(effects: Effects) -> str:
     return (
         "## Effects\n\n"
         + markdown_table(head, rows)
-        + "\n\nA factor's effect is the mean of its level minus that of its first (ON minus OFF), over all cells; below "
+        + "\n\nA factor's effect is the mean of its level minus that of its first (ON minus OFF) over all cells; below "
         "0 is a lower validation loss. An interaction is half the difference of differences. "
         + (
             "p is the larger of the blocked and the seed-wise one, adjusted over all rows by Holm."

@@ -31,19 +31,20 @@ def test_paired_differences_end_at_the_difference_of_the_losses(made):
     differences = paired_difference("latent", trials, made.curves(trials))
     wide = trials.pivot(index="seed", columns="cell", values="val_loss")
     np.testing.assert_allclose(differences.iloc[-1], wide["latent"] - wide["base"])
-    assert list(differences.index) == [409_600 * k // 8 for k in range(1, 9)]
+    assert list(differences.index) == [k / 8 for k in range(1, 9)]
 
 
 def test_paired_differences_leave_out_a_diverged_seed_and_interpolate_base(made):
+    """At equal shares of the schedules. Seen to fail: at equal tokens, where one was half-way and the other done."""
     trials = made.trials(2)
     curves = made.curves(trials)
     ids = trials.set_index(["cell", "seed"])["trial"]
-    curves[ids["base", 1]] = pd.DataFrame({"tokens": [0, 400_000], "val_loss": [6.0, 2.0]})
-    curves[ids["mod", 1]] = pd.DataFrame({"tokens": [100_000, 300_000, 500_000], "val_loss": [5.0, 3.5, 3.0]})
+    curves[ids["base", 1]] = pd.DataFrame({"tokens": [100_000, 400_000], "val_loss": [5.0, 2.0]})
+    curves[ids["mod", 1]] = pd.DataFrame({"tokens": [50_000, 400_000, 800_000], "val_loss": [9.0, 4.5, 3.0]})
     trials.loc[(trials["cell"] == "base") & (trials["seed"] == 0), "status"] = "diverged"
     differences = paired_difference("mod", trials, curves)
-    assert list(differences.columns) == [1] and list(differences.index) == [100_000, 300_000]
-    assert list(differences[1]) == pytest.approx([0.0, 0.5])
+    assert list(differences.columns) == [1] and list(differences.index) == [0.5, 1.0]
+    assert list(differences[1]) == pytest.approx([0.5, 1.0])
 
 
 def test_the_forest_draws_what_the_table_says(made):

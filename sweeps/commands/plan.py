@@ -29,8 +29,8 @@ def plan(options: StudyOptions, console: Console) -> int:
     table = Table(
         title=f"{options.sweep_name}: {len(trials)} trials, {len(pending)} to run, at equal {design.equal}"
     )
-    for column in ("cell", "parameters", "without embedding", "tokens", "training FLOPs", "seconds (est.)"):
-        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=column == "cell")
+    for column in ("cell", "parameters", "non-emb.", "tokens", "FLOPs", "seconds (est.)"):
+        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=column != "cell")
     for trial in design.one_block():
         sizes = parameters(trial)
         table.add_row(

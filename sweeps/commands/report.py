@@ -41,7 +41,7 @@ def report(options: StudyOptions, results: Results, console: Console) -> None:
     curves = results.curves(trials["trial"])
     info = study.report_info(results, design, options)
     effects = estimated(results, design, info["smallest_effect"])
-    files = reporting.render(effects, trials, curves, info, *options.sections(trials, design))
+    files = reporting.render(effects, trials, curves, info, *options.section(effects, design))
     for name, content in files.items():
         results.folder.write(f"report/{name}", content)
     results.write_table(design)

@@ -198,7 +198,8 @@ class Design:
         """The inverse of `to_dict`."""
         made = {
             "factors": tuple(
-                Factor(**{**factor, "levels": tuple(factor["levels"])}) for factor in values["factors"]
+                Factor(**{**factor, "levels": tuple(factor["levels"]), "names": tuple(factor["names"])})
+                for factor in values["factors"]
             ),
             "config": from_dict(TrialConfig, values["config"]),
             "extras": tuple(

@@ -30,6 +30,8 @@ class Factor:
     switch: bool = False
     """Off at its first level and on at the others: cells say `mod` where it is at the second. Only these two enter the
     effects; further ones, `mod=0.25`, are compared with `base`."""
+    names: tuple[str, ...] = ()
+    """What cells call each level, where its value says too little."""
 
     def __post_init__(self) -> None:
         check(
@@ -45,6 +47,10 @@ class Factor:
             len(self.levels) >= 2,
             f"factor {self.name} has the levels {_listed(self.levels)}; it takes two at least: one that the others are "
             "compared with, and one of these",
+        )
+        check(
+            len(self.names) in (0, len(self.levels)),
+            f"factor {self.name} has {len(self.levels)} levels and {len(self.names)} names for them; give each one",
         )
         same = [(a, b) for i, a in enumerate(self.levels) for b in self.levels[:i] if a == b and not _differ(a, b)]
         check(
@@ -64,13 +70,18 @@ class Factor:
 
     def label(self, level: Level) -> str:
         """What a cell's name says of this factor at that level; nothing at its first."""
-        if level == self.levels[0] and not _differ(level, self.levels[0]):
+        place = next(i for i, own in enumerate(self.levels) if own == level and not _differ(own, level))
+        if place == 0:
             return ""
-        return self.name if self.switch and level == self.levels[1] else f"{self.name}={said(level)}"
+        return self.name if self.switch and place == 1 else f"{self.name}={self.called(place)}"
+
+    def called(self, place: int) -> str:
+        """The name of the level at that place."""
+        return self.names[place] if self.names else said(self.levels[place])
 
     def to_analysis(self, tested: bool = False) -> Levels:
         """As the analysis sees it; with `tested` a switch has only the levels that enter the effects."""
-        first = "OFF" if self.switch else f"{self.name}={said(self.levels[0])}"
+        first = "OFF" if self.switch else f"{self.name}={self.called(0)}"
         return Levels(self.name, self.labels[:2] if tested and self.switch else self.labels, self.within, first)
 
 

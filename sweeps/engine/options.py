@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
-import pandas as pd
 import tyro
 
 from lahr.config import DataConfig, TrainConfig, TrialConfig
@@ -19,6 +18,7 @@ from lahr.model_config import ModelConfig
 from lahr.plain import changed
 from lahr.presets import Preset, preset
 from lahr.training import compilation
+from sweeps.analysis.effects import Effects
 from sweeps.analysis.sequential import looks
 from sweeps.engine.budget import at_equal_flops
 from sweeps.engine.design import Design, Equal
@@ -35,6 +35,7 @@ class StudyOptions:
     """How the names of its folders begin."""
     FACTORS: ClassVar[tuple[Factor, ...]] = ()
     EXTRAS: ClassVar[tuple[Extra, ...]] = ()
+    FIRST_SEED: ClassVar[int] = 0
     BUILD: ClassVar[str] = ""
     """`package.module:function` of the model that it is about, if not LAHR."""
 
@@ -179,8 +180,8 @@ class StudyOptions:
         """The study's own cells beside the factorial, then those that were asked for."""
         return (*self.EXTRAS, *map(Extra.parse, self.extra))
 
-    def sections(self, trials: pd.DataFrame, design: Design) -> tuple[str, dict[str, bytes]]:
-        """What a study's report has of its own, from the table of trials: Markdown, and the pictures it names."""
+    def section(self, effects: Effects, design: Design) -> tuple[str, dict[str, bytes]]:
+        """What a study's report has of its own: Markdown, and the pictures that it names."""
         return "", {}
 
     def level_option(self, factor: Factor) -> str:
@@ -197,6 +198,7 @@ class StudyOptions:
             self.extras(),
             self.order,
             self.without,
+            first_seed=self.FIRST_SEED,
         )
         return at_equal_flops(made) if self.equal == "flops" else replace(made, equal=self.equal)
 

@@ -20,7 +20,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lahr.config import Precision, TrialConfig
+from lahr.config import Precision
 from lahr.data import TokenData, anchored, prepare
 from lahr.errors import check
 from lahr.machine import processor
@@ -72,7 +72,7 @@ def resolve(
     results = Results.at(options.results, options.sweep_name)
     data = prepared(options, console)
     # Workers look for a local file from a folder of Ray's, so they are given its absolute path.
-    config = TrialConfig(options.model, anchored(options.data), options.train)
+    config = replace(options.config(), data=anchored(options.data))
     config = with_fields(config, {factor.field: factor.levels[0] for factor in options.factors()})
     if results.exists():
         tuned = results.header().get("tuned")

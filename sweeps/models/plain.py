@@ -3,12 +3,14 @@
 It knows nothing of this project but the configuration that it is given: `options` has the study's levels.
 """
 
+from collections.abc import Callable
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lahr.model_config import ModelConfig
 
-ACTIVATIONS = {"gelu": F.gelu, "silu": F.silu, "relu2": lambda x: F.relu(x).square()}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu2": lambda x: F.relu(x).square()}
 
 
 def transformer(config: ModelConfig) -> nn.Module:

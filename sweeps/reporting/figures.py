@@ -80,10 +80,10 @@ def draw(
     along = effects_along(trials[trials["seed"].isin(effects.blocks)], curves, design, effects.metric)
     figure = _figure(4.0 * min(len(design.terms), ROW), 2.7 * math.ceil(len(design.terms) / ROW) + 0.3)
     figure.suptitle("Effects along the way; the 95 % bands hold for one point by itself", fontsize=11)
-    panels = _panels(figure, len(design.terms))
-    for place, (axes, term) in enumerate(zip(panels, design.terms, strict=True)):
+    several = _panels(figure, len(design.terms))
+    for place, (axes, term) in enumerate(zip(several, design.terms, strict=True)):
         draw_along(axes, along[along["term"] == term], term)
-        if place + ROW < len(panels):  # another one stands below
+        if place + ROW < len(several):  # another one stands below
             axes.set_xlabel("")
         if place % ROW:
             axes.set_ylabel("")
@@ -254,7 +254,7 @@ def draw_curves(
     """Mean paired difference of each cell from `base` over its training; in the margin its 95 % interval at the end."""
     cells = [c for c in cells_in_order([str(c) for c in trials["cell"].unique()], effects.design) if c != "base"]
     drawn = False
-    budgets = trials["tokens"].unique() if "tokens" in trials else []
+    budgets = list(trials["tokens"].unique()) if "tokens" in trials else []
     shares = len(budgets) > 1  # at equal FLOPs cells read different numbers of tokens
     for axis in (axes, margin):
         axis.axhline(0, color="black", linewidth=0.9)

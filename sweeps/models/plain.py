@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from lahr.model_config import ModelConfig
 
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "silu": F.silu, "relu2": lambda x: F.relu(x).square()}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "silu": F.silu, "relu2": lambda x: F.relu(x).square()}
 
 
 def transformer(config: ModelConfig) -> nn.Module:

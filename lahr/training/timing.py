@@ -6,6 +6,7 @@ import torch
 
 from lahr.config import TrialConfig
 from lahr.model import build_model
+from lahr.training.averaging import Average
 from lahr.training.optimizer import build_optimizer
 from lahr.training.runtime import Runtime, give_back_memory, prepare_process
 
@@ -25,6 +26,7 @@ def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> 
         windows = runtime.micro_batch or config.train.batch_size // runtime.workers
     model = build_model(config.model, seed=0).to(runtime.device)
     optimizer = build_optimizer(model, config.train)
+    average = Average(model, config.train.ema) if config.train.ema else None
     tokens_BT = torch.randint(config.model.vocab_size, (windows, config.model.max_seq_len), device=runtime.device)
     best = float("inf")
     for _ in range(1 + steps):  # the first one also pays for allocation
@@ -34,6 +36,8 @@ def seconds_per_trial(config: TrialConfig, runtime: Runtime, steps: int = 2) -> 
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update(model, 2)
         loss.item()  # waits for the device
         best = min(best, time.perf_counter() - started)
     torch.set_num_threads(threads)

@@ -65,7 +65,7 @@ FAULTS = [
           "return Window(self.rotary.at(torch.arange(places_BK.shape[1]).expand_as(places_BK)), real_BK)",
           f"{IN_MODEL}/test_mixture_of_depths.py"),
     Fault("3", "a routed block in every cell, as in the published code", LAHR,
-          "if i in c.routed_layers else Block(*block)", "if i % 2 else Block(*block)", f"{IN_MODEL}/test_cells.py"),
+          "            if i in c.routed_layers\n", "            if i % 2\n", f"{IN_MODEL}/test_cells.py"),
     Fault("3", "a formula that leaves the core's outer norms out", FLOPS,
           "c.latent_core_layers * (block + 2 * d)", "c.latent_core_layers * block", f"{IN_MODEL}/test_cells.py"),
     Fault("4", "a readout that does not start at zero", LATENT,

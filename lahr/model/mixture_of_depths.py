@@ -201,8 +201,10 @@ class Predictor(nn.Module):
 class RoutedBlock(Block):
     """A block with a router; the parameters it shares with the plain `Block` keep their names."""
 
-    def __init__(self, d_model: int, n_heads: int, hidden: int, out_scale: float, router: Router) -> None:
-        super().__init__(d_model, n_heads, hidden, out_scale)
+    def __init__(
+        self, d_model: int, n_heads: int, hidden: int, out_scale: float, router: Router, **options: bool
+    ) -> None:
+        super().__init__(d_model, n_heads, hidden, out_scale, **options)
         self.router = router
 
     def forward(self, x_BTD: Tensor, window: Window, routing: Routing) -> tuple[Tensor, Routed]:  # type: ignore[override]

@@ -158,7 +158,7 @@ FAULTS = [
           'if self.training and self.config.mod_router != "threshold" else "causal"',
           'if self.training else "causal"', f"{IN_MODEL}/test_mixture_of_depths.py"),
     Fault("threshold router", "the c quantile for 1 − c", MOD,
-          "kthvalue(max(B * T - passing, 1))", "kthvalue(passing)", f"{IN_MODEL}/test_mixture_of_depths.py"),
+          "kthvalue(B * T - passing)", "kthvalue(passing)", f"{IN_MODEL}/test_mixture_of_depths.py"),
     Fault("random router", "a control that learns", MOD,
           'self.weight.requires_grad_(kind != "random")', "self.weight.requires_grad_(True)",
           f"{IN_MODEL}/test_mixture_of_depths.py"),

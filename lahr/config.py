@@ -77,6 +77,9 @@ class TrainConfig:
     beta2: float = 0.95
     clip_norm: float = 1.0
     """Largest norm of the whole gradient."""
+    ema: float = 0.0
+    """Decay of an exponential average of the weights, which is then what is evaluated, and what a finished trial
+    leaves; training itself does not notice. 0 is off; 0.99 averages over some hundred steps."""
     evaluations: int = 8
     """Evaluations in a trial, evenly spaced, the last one at the end."""
     checkpoints: int = 2
@@ -106,6 +109,7 @@ class TrainConfig:
         check(0 <= self.weight_decay < math.inf, f"train.weight_decay is {self.weight_decay}; it must be 0 or more")
         for name in ("beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, f"train.{name} is {getattr(self, name)}; it must be 0 to below 1")
+        check(0 <= self.ema < 1, f"train.ema is {self.ema}; it is a decay, 0 (off) to below 1, such as 0.99")
         check(
             0 < self.clip_norm < math.inf,
             f"train.clip_norm is {self.clip_norm}; it must be above 0 and finite (1e9 clips nothing)",

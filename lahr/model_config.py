@@ -80,6 +80,13 @@ class ModelConfig:
     `slots` before it. For `knn` it is the block whose attention reads it, never one that could be routed."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies (Su et al. 2021)."""
+    qk_norm: bool = False
+    """Each head's queries and keys go through an RMS norm with a learned weight for each channel (Henry et al. 2020;
+    Dehghani et al. 2023), in every attention of the model."""
+    zero_init: bool = False
+    """The output projections of attention and feed-forward start at zero, so that every block starts as the identity
+    (Fixup, Zhang et al. 2019; ReZero, Bachlechner et al. 2020; Yang et al. 2022); in the latent core the norms after
+    them (Goyal et al. 2017)."""
     build: str = ""
     """A model of your own: `package.module:function`, which takes this configuration and returns an nn.Module from
     tokens (B, T) to logits (B, T, V). Empty is LAHR."""

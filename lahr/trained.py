@@ -143,7 +143,7 @@ def find(place: str, device: str = "cpu") -> Trained:
     if checkpoint is None:
         why = "; ".join(problems) or "there is none: it has not begun, or was taken over from another sweep"
         raise ConfigError(f"no checkpoint in {kept.uri} can be used ({why}); give another trial")
-    weights = {k.removeprefix("model."): v for k, v in checkpoint.tensors.items() if k.startswith("model.")}
+    weights = checkpoint.evaluated()
     records = checkpoint.meta["records"] or [{"tokens": 0, "metrics": {}}]
     losses = [r["metrics"]["val_loss"] for r in records if "val_loss" in r["metrics"]]
     loss = float(losses[-1]) if losses and math.isfinite(float(losses[-1])) else None

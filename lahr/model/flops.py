@@ -131,7 +131,7 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
         rest = of_own.parameters - of_own.embedding
         return {"embedding": of_own.embedding, "rest": rest, "total": of_own.parameters}
     c, d = config, config.d_model
-    block = _block_matrices(c) + 2 * d
+    block = _block_matrices(c) + 2 * d + (2 * c.head_dim if c.qk_norm else 0)
     router = d + (0 if c.mod_router == "threshold" else predictor_width(d) * (d + 1) + 1)
     n_routers = len(c.routed_layers)
     parts = {"embedding": c.vocab_size * d, "blocks": c.n_layers * block, "latent": 0, "memory": 0, "norm": d}

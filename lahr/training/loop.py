@@ -20,7 +20,8 @@ from lahr.files import Folder
 from lahr.model import LAHR, build_model
 from lahr.model.flops import training_flops_per_token
 from lahr.training import checkpoints, parallel
-from lahr.training.checkpoints import Checkpoint
+from lahr.training.averaging import Average
+from lahr.training.checkpoints import AVERAGE, WEIGHTS, Checkpoint
 from lahr.training.compilation import as_written, compile_parts
 from lahr.training.evaluation import evaluate
 from lahr.training.optimizer import (
@@ -109,6 +110,7 @@ class _Run:
             compile_parts(self.model)
         self.parallel = parallel.spread(self.model, self.device, runtime.sharding)
         self.optimizer = build_optimizer(self.model, config.train)
+        self.average = Average(self.model, config.train.ema) if config.train.ema else None
         block, segments = config.model.max_seq_len, config.data.segments
         self.batches = Batches(data.train, config.train.batch_size, block, config.drawn_seed, segments)
         self.validation = data.validation_blocks(config.data.validation_blocks, block, segments)
@@ -132,8 +134,10 @@ class _Run:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Everything a later start needs, but for the position, which is the step: what is drawn follows from it."""
-        weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        return {**weights, **optimizer_tensors(self.optimizer)}
+        weights = {WEIGHTS + name: value for name, value in self.model.state_dict().items()}
+        averaged = self.average.tensors if self.average else {}
+        means = {AVERAGE + name: value for name, value in averaged.items()}
+        return {**weights, **means, **optimizer_tensors(self.optimizer)}
 
     def save(self, folder: Folder, meta: dict[str, Any]) -> None:
         """A checkpoint of this step: the whole by rank 0, or each rank's part by itself."""
@@ -153,9 +157,9 @@ class _Run:
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes to where `checkpoint` was taken."""
         tensors = checkpoint.tensors
-        self.model.load_state_dict(
-            {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
-        )
+        self.model.load_state_dict(checkpoints.below(WEIGHTS, tensors))
+        if self.average:
+            self.average.load(checkpoints.below(AVERAGE, tensors))
         load_optimizer_tensors(self.optimizer, tensors)
         self.step = checkpoint.step
         self.interval = checkpoint.meta.get("interval", {})
@@ -300,6 +304,8 @@ class _Run:
             self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)))
         self.passes.append(passes)
         self.step += 1
+        if self.average:
+            self.average.update(self.model, self.step)
         return loss, grad_norm
 
     def _gradient(self, of_passes: int | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -344,7 +350,11 @@ class _Run:
 
     def _evaluate(self, final: bool) -> dict[str, float]:
         inputs_NT, targets_NT = self.validation
-        with as_written() if self.runtime.compile == "on" else contextlib.nullcontext():
+        nothing = contextlib.nullcontext()
+        with (
+            as_written() if self.runtime.compile == "on" else nothing,
+            self.average.in_place_of(self.model) if self.average else nothing,
+        ):
             return evaluate(
                 self.model,
                 inputs_NT,

@@ -6,7 +6,6 @@ a process keeps 1/N of the weights, gradients and moments, and has one module's 
 
 import warnings
 from collections.abc import Callable
-from functools import cache
 from typing import TypeVar
 
 import torch
@@ -15,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lahr.errors import check
-from lahr.model import LAHR, Output, Own
+from lahr.model import LAHR, Own
 from lahr.model.memory import EarlierSegments
 from lahr.training.runtime import Sharding
 
@@ -50,23 +49,15 @@ def _shard(model: LAHR | Own, device: torch.device) -> None:
 
     # Torch warns of blocks that return a view, since changing it in place would lose a gradient: the model never does.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    if isinstance(model, Own):
-        _show_outputs_to_torch()
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     # The latent module as one, so that its weights are gathered once for all of its passes. A module that is still
-    # on the CPU reaches the device as it is split: there is never a whole model on it.
+    # on the CPU reaches the device as it is split: there is never a whole model on it. A model of one's own is split as
+    # one, since nobody knows its parts: while it runs, each process holds its whole weights, not its moments.
     for part in [] if isinstance(model, Own) else [*model.blocks, model.memory, model.latent]:
         # The kNN memory is read inside a block, never called itself: its gates are the root's.
         if part is not None and not isinstance(part, EarlierSegments):
             fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)  # what is left: the embedding, which is the head too, and the last norm
-
-
-@cache
-def _show_outputs_to_torch() -> None:
-    """A model that is split as one, since nobody knows its parts, begins its backward pass at what it returns: torch
-    has to find the tensors in there, or no gradient is ever shared."""
-    torch.export.register_dataclass(Output)
 
 
 def average_after(module: nn.Module, last: bool) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from lahr.config import TrialConfig
 from lahr.model import build_model
+from lahr.training.averaging import Average
 from lahr.training.optimizer import build_optimizer
 from lahr.training.runtime import Runtime, give_back_memory, prepare_process
 
@@ -63,6 +64,7 @@ def _stepper(config: TrialConfig, runtime: Runtime) -> tuple[Callable[[], float]
         windows = runtime.micro_batch or config.train.batch_size // runtime.workers
     model = build_model(config.model, seed=0).to(runtime.device)
     optimizer = build_optimizer(model, config.train)
+    average = Average(model, config.train.ema) if config.train.ema else None
     tokens_BT = torch.randint(config.model.vocab_size, (windows, config.model.max_seq_len), device=runtime.device)
 
     def step() -> float:
@@ -72,6 +74,8 @@ def _stepper(config: TrialConfig, runtime: Runtime) -> tuple[Callable[[], float]
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
+        if average is not None:
+            average.update(model, 2)
         loss.item()  # waits for the device
         return time.perf_counter() - started
 

@@ -83,6 +83,7 @@ def test_a_model_that_cannot_be_built_is_refused(changes, said):
         ({"final_lr": -0.1}, "train.final_lr is -0.1"),
         ({"weight_decay": -1.0}, "train.weight_decay is -1.0"),
         ({"beta2": 1.0}, "train.beta2 is 1.0"),
+        ({"ema": 1.0}, "train.ema is 1.0; it is a decay, 0"),
         ({"clip_norm": 0.0}, "train.clip_norm is 0.0"),
         ({"evaluations": 0}, "train.evaluations is 0"),
         ({"decay": 0.0}, "train.decay is 0.0"),

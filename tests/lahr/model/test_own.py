@@ -14,6 +14,7 @@ from lahr.errors import ConfigError
 from lahr.model import LAHR, Own, build_model
 from lahr.model.draws import shared_draws
 from lahr.model.flops import flops_per_token, parameter_counts, training_flops_per_token
+from lahr.model.generation import Sampling, generate
 from lahr.model.own import cost
 from lahr.model_config import ModelConfig
 from tests.lahr.model.conftest import BASE
@@ -42,6 +43,7 @@ def test_it_is_called_as_lahr_is(name, tokens_BT, targets_BT):
     assert output.loss is output.lm_loss and output.metrics == {} and output.passes == 0
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model(tokens_BT, targets_BT).loss.dtype == torch.float32
+    assert model.bfloat16()(tokens_BT, targets_BT).loss.dtype == torch.float32
     assert model.double()(tokens_BT, targets_BT).loss.dtype == torch.float64
     assert type(build_model(BASE, 0)) is LAHR
 
@@ -225,3 +227,25 @@ def test_a_tied_weight_is_in_the_state_once_and_stays_tied(name, tokens_BT):
     assert torch.equal(model.eval()(tokens_BT), other.eval()(tokens_BT))
     with pytest.raises(RuntimeError, match="Missing key"):
         other.load_state_dict({k: v for k, v in state.items() if "norm" not in k})
+
+
+@pytest.mark.parametrize("name", ["plain", "llama"])
+def test_a_batch_of_unequal_prompts_continues_as_each_alone(name):
+    """Seen to fail: padding read as if it were text; only the last token read."""
+    model = build_model(own(name), 0).eval()
+    with torch.no_grad():  # far from its start, so that every token decides
+        for p in model.parameters():
+            p.mul_(5 if p.ndim > 1 else 1)
+    prompts, greedy = [[5], [9, 2, 7, 30], [60, 60, 1]], Sampling(temperature=0)
+    made = list(zip(*generate(model, prompts, 8, greedy), strict=True))
+    for prompt, tokens in zip(prompts, made, strict=True):
+        assert tokens == tuple(token for (token,) in generate(model, [prompt], 8, greedy))
+        read = list(prompt)
+        with torch.no_grad():
+            for token in tokens:
+                assert token == int(model(torch.tensor([read]))[0, -1].argmax())
+                read.append(token)
+    assert len({token for tokens in made for token in tokens}) > 2
+    stopped = [row[0] for row in generate(model, prompts, 8, greedy, stop=made[0][2])]
+    end = made[0].index(made[0][2]) + 1
+    assert stopped == [*made[0][:end], *[None] * (len(stopped) - end)]

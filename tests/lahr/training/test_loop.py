@@ -48,11 +48,13 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=[*CELLS, *OPTIONS])
+@pytest.fixture(params=[*CELLS, *OPTIONS, "averaged weights"])
 def config(request, tiny):
     """Each cell, and the full model with each option."""
     if request.param in CELLS:
         return tiny(request.param)
+    if request.param == "averaged weights":
+        return tiny("mod+latent+memory", ema=0.8)
     full = tiny("mod+latent+memory")
     return replace(full, model=replace(full.model, **OPTIONS[request.param]))
 

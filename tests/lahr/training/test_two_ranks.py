@@ -22,7 +22,7 @@ from tests.conftest import TINY
 
 ROWS = replace(TINY.data, segments=2)
 OPTIONS = {
-    "every default, with branches": {},
+    "every default, with branches and averaged weights": {},
     "sampled, exit gate, threshold": {
         "latent_mode": "sampled", "latent_halting": "gate", "mod_router": "threshold",
     },
@@ -67,7 +67,7 @@ def test_two_ranks_equal_one_process_with_every_option(tiny, cache, tmp_path):
             full,
             data=ROWS,
             model=replace(full.model, **options),
-            train=replace(full.train, decayed_points=0 if options else 2),
+            train=replace(full.train, decayed_points=0 if options else 2, ema=0.0 if options else 0.8),
         )
         for name, options in OPTIONS.items()
     }

@@ -19,6 +19,8 @@ from lahr.errors import check
 from sweeps.analysis.contrasts import Contrasts
 from sweeps.analysis.effects import Effects, fit
 
+JUMP = "jump:"
+
 
 @dataclass(frozen=True, eq=False)
 class Surface:
@@ -37,23 +39,28 @@ class Surface:
 def coordinates(
     design: Contrasts, levels: Mapping[str, Mapping[str, float]], apart: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Cell × variable: `log₂ <factor>` of its level, whose value `levels` has for each label, and `<factor> off`, 1 for
-    the arm with the label that `apart` gives (whose value says where it would stand), else 0."""
+    """Cell × variable: `log₂ <factor>` of its level, whose value `levels` has for each label, and a variable that
+    begins with `jump`, 1 for the arm with the label that `apart` gives (whose value says where it would stand), else 0."""
+    shown = {factor.name: dict(zip(factor.labels, factor.values, strict=True)) for factor in design.factors}
     rows = {}
     for cell, labels in design.labels.items():
         row = {f"log₂ {name}": math.log2(of[labels[name]]) for name, of in levels.items()}
-        row |= {f"{name} off": float(labels[name] == label) for name, label in apart.items()}
+        row |= {
+            f"{JUMP} {name} {shown[name][label]}": float(labels[name] == label) for name, label in apart.items()
+        }
         rows[cell] = row
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def response_surface(effects: Effects, at: pd.DataFrame) -> Surface:
-    """The surface over the complete blocks of `effects`; `at` has each cell's coordinates, and its jumps as variables
-    named `… off`. `ConfigError` if the cells are too few for its terms."""
+    """The surface over the complete blocks of `effects`; `at` has each cell's coordinates and jumps.
+
+    `ConfigError` if the cells are too few for its terms.
+    """
     cells = list(effects.losses.columns)
     at = at.loc[cells]
     names = [str(name) for name in at]
-    jumps = [name for name in names if name.endswith(" off")]
+    jumps = [name for name in names if name.startswith(JUMP)]
     numbers = [name for name in names if name not in jumps and at[name].nunique() > 1]
     columns = {"1": np.ones(len(cells))}
     columns |= {name: at[name].to_numpy(float) for name in numbers}

@@ -30,7 +30,9 @@ def plan(options: StudyOptions, console: Console) -> int:
         title=f"{options.sweep_name}: {len(trials)} trials, {len(pending)} to run, at equal {design.equal}"
     )
     for column in ("cell", "parameters", "non-emb.", "tokens", "FLOPs", "seconds (est.)"):
-        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=column != "cell")
+        table.add_column(
+            column, justify="left" if column == "cell" else "right", no_wrap=column != "cell", overflow="fold"
+        )
     for trial in design.one_block():
         sizes = parameters(trial)
         table.add_row(
@@ -44,7 +46,7 @@ def plan(options: StudyOptions, console: Console) -> int:
     console.print(table)
     _say_time(sweep, seconds, console)
     sigma, source = _sigma(sweep.results, design)
-    console.print(_detectable(design, sigma, options.seeds))
+    console.print(_detectable(design, sigma, design.seeds))
     console.print(f"(80 % power at the strictest Holm step; σ = {sigma:.3f} nats, {source})")
     if options.smallest_effect is not None:
         for name, norm in _kinds(design).items():

@@ -36,7 +36,7 @@ def section(effects: Effects, surface: Surface, across: str, down: str) -> tuple
         f"![Mean loss of each cell, with its 95 % interval]({PICTURE})\n\n"
         + markdown_table(("term", "nats", "95 % blocked", "95 % seed-wise", "p"), rows)
         + "\n\nA polynomial of second order in the logarithms (base 2) of the factors, fitted to all blocks; an arm "
-        "that is `off` stands apart by a jump. Intervals and p are each term's own, adjusted for nothing. "
+        "apart has a jump. Intervals are those within blocks; they and p are each term's own, adjusted for nothing. "
         f"What cells have beyond the surface: at most {worst.max():.4f} nats ({worst.idxmax()}), lack of fit p "
         f"{p_value(surface.lack_of_fit_p)}."
     )

@@ -25,13 +25,14 @@ from protocol import Goal, table
 from scipy import stats
 
 from sweeps.analysis import effects, sequential
+from sweeps.analysis.contrasts import switches
 from sweeps.analysis.sequential import ALPHA, Decisions, Fit, decide, levels, looks, rejections
 
 PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
 BEGIN, END = "<!-- rows: python benchmarks/simulation.py --write -->", "<!-- end of rows -->"
 NOISE, SEED, SLOPE, EFFECT = 0.012, 0.03, 0.025, 0.010
-SIGNS_CT = effects.signs()
-WEIGHTS_CT = SIGNS_CT / 4
+WEIGHTS_CT = switches("mod", "latent", "memory").weights_CT
+SIGNS_CT = np.sign(WEIGHTS_CT)
 FIRST, OTHER = 0, 1
 """The factor that the second and the third way treat apart, and one that none does."""
 CAP = 12
@@ -96,14 +97,14 @@ def one_look(sweeps: int, rng: np.random.Generator) -> tuple[str, list[Goal]]:
     for blocks, way in product((5, 8), WAYS):
         at = f"{blocks} blocks, {way.name}"
         null = way.losses(sweeps, blocks, np.zeros(7), rng)
-        fit = effects.fit(effects.contrasts(null))
+        fit = effects.fit(null, WEIGHTS_CT)
         covers = {name: (fit[f"{name}_low"] <= 0) & (fit[f"{name}_high"] >= 0) for name in ESTIMATORS}
         covers["unpaired"] = unpaired_p(null) >= ALPHA
         wrong = Share.of((effects.holm(np.maximum(fit["p_blocked"], fit["p_seedwise"])) < ALPHA).any(-1))
         blocked_wrong = Share.of((effects.holm(fit["p_blocked"]) < ALPHA).any(-1))
 
         real = way.losses(sweeps, blocks, alone(EFFECT, OTHER), rng)
-        fit = effects.fit(effects.contrasts(real))
+        fit = effects.fit(real, WEIGHTS_CT)
         p = [fit["p_blocked"], fit["p_seedwise"], unpaired_p(real)]
         found = " / ".join(f"{100 * (each[:, OTHER] < ALPHA).mean():.0f}" for each in p)
         ruled = effects.holm(np.maximum(p[0], p[1]))[:, OTHER] < ALPHA

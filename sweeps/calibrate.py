@@ -1,6 +1,6 @@
 """Is the instrument calibrated? Sweeps of real training runs whose truth is known, judged by the sweep's own rule.
 
-    python sweeps/calibrate.py                     ten sweeps of five blocks at `smoke`, 480 trials: a quarter of an hour
+    python sweeps/calibrate.py                     ten sweeps of five blocks at `smoke`: a quarter of an hour
     python sweeps/calibrate.py report              the result again
 
 Cells that are the same would be equal to the bit under this pairing, so the factors `b` and `c` are null by re-keying:

@@ -26,9 +26,8 @@ simulation = load("simulation")
 @pytest.mark.parametrize("way", simulation.WAYS, ids=lambda way: way.name)
 def test_losses_have_the_effects_and_the_sigma_that_are_stated(way):
     truth = np.array([0.01, 0, -0.02, 0, 0, 0, 0.005])
-    fit = simulation.effects.fit(
-        simulation.effects.contrasts(way.losses(20_000, 5, truth, np.random.default_rng(0)))
-    )
+    losses = way.losses(20_000, 5, truth, np.random.default_rng(0))
+    fit = simulation.effects.fit(losses, simulation.WEIGHTS_CT)
     np.testing.assert_allclose(fit["estimate"].mean(0), truth, atol=5e-4)
     assert np.sqrt((fit["sigma"] ** 2).mean()) == pytest.approx(way.sigma, rel=0.01)
 

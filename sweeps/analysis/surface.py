@@ -40,7 +40,7 @@ def coordinates(
     design: Contrasts, levels: Mapping[str, Mapping[str, float]], apart: Mapping[str, str]
 ) -> pd.DataFrame:
     """Cell × variable: `log₂ <factor>` of its level, whose value `levels` has for each label, and a variable that
-    begins with `jump`, 1 for the arm with the label that `apart` gives (its value says where it would stand), else 0."""
+    begins with `jump`, 1 for the arm with the label that `apart` gives (whose value is where it would stand), or 0."""
     shown = {factor.name: dict(zip(factor.labels, factor.values, strict=True)) for factor in design.factors}
     rows = {}
     for cell, labels in design.labels.items():

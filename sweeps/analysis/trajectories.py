@@ -23,7 +23,7 @@ def effects_along(
     ids = finished.drop_duplicates(["cell", "seed"]).set_index(["cell", "seed"])["trial"]
     blocks = []
     for seed in sorted(finished["seed"].unique()):
-        own = [_evaluations(curves.get(str(ids.get((cell, seed)))), metric) for cell in design.cells]
+        own = [evaluations(curves.get(str(ids.get((cell, seed)))), metric) for cell in design.cells]
         if all(len(curve) for curve in own):
             blocks.append(own)
     columns = ["share", "tokens", "term", "estimate", "low", "high", "blocks"]
@@ -70,21 +70,19 @@ def paired_difference(
     for seed in sorted(finished["seed"].unique()):
         if (cell, seed) not in ids.index or ("base", seed) not in ids.index:
             continue
-        own, base = (_evaluations(curves.get(ids[name, seed]), metric) for name in (cell, "base"))
+        own, base = (evaluations(curves.get(ids[name, seed]), metric) for name in (cell, "base"))
         if len(own) and len(base):
             inside = own["share"] >= base["share"].iloc[0] - 1e-9
             at_base = np.interp(own["share"][inside], base["share"], base[metric].astype(float))
-            columns[int(seed)] = pd.Series(
-                own[metric][inside].to_numpy(float) - at_base, own["share"][inside].round(9)
-            )
+            columns[int(seed)] = pd.Series(own[metric][inside].to_numpy(float) - at_base, own["share"][inside])
     return pd.DataFrame(columns).sort_index()
 
 
-def _evaluations(curve: pd.DataFrame | None, metric: str) -> pd.DataFrame:
-    """A trial's evaluations by the share of its training that was done."""
+def evaluations(curve: pd.DataFrame | None, metric: str) -> pd.DataFrame:
+    """A trial's evaluations: the share of its training that was done, tokens, step, `metric`."""
     if curve is None or metric not in curve:
-        return pd.DataFrame(columns=["share", "tokens", metric])
+        return pd.DataFrame(columns=["share", "tokens", "step", metric])
     kept = curve.dropna(subset=[metric]).drop_duplicates("tokens", keep="last").sort_values("tokens")
-    return pd.DataFrame(
-        {"share": kept["tokens"] / curve["tokens"].max(), "tokens": kept["tokens"], metric: kept[metric]}
-    )
+    step = kept["step"] if "step" in kept else kept["tokens"]
+    share = (kept["tokens"] / curve["tokens"].max()).round(9)
+    return pd.DataFrame({"share": share, "tokens": kept["tokens"], "step": step, metric: kept[metric]})

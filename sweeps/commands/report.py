@@ -55,7 +55,8 @@ def report(options: StudyOptions, results: Results, console: Console) -> None:
     console.print(f"\nreport:      {shown(results, 'report/report.html')}, report.md", soft_wrap=True)
     console.print(f"figure:      {shown(results, 'report/report.png')}", soft_wrap=True)
     console.print(f"TensorBoard: tensorboard --logdir {shown(results, 'tensorboard')}", soft_wrap=True)
-    # Above 40 runs TensorBoard starts with none of them chosen: these links choose.
+    if (runs := event_files.runs(trials)) > event_files.MOST_CHOSEN:
+        console.print(f"  It starts with none of its {runs} runs chosen, and shows nothing; these links choose:")
     for what, view in event_files.VIEWS.items():
         console.print(f"  {what + ':':<21}http://localhost:6006/{view}", soft_wrap=True)
 

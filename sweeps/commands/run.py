@@ -117,7 +117,7 @@ def _train(
         observers: list[schedule.Observer] = [
             Recorder(results, results.design(), sweep.code),
             ProgressTable(pending, results.table(results.design()), console),
-            event_files.EventFiles(_events_folder(results)),
+            event_files.EventFiles(_events_folder(results), {c.name: c.levels for c in design.cells()}),
         ]
         outcome = schedule.run(
             pending,

@@ -2,15 +2,15 @@
 
     trials/<cell>/seed<k>   curves by step; the losses also by tokens, FLOPs and seconds; an HParams session
     cells/<cell>            mean, 95 % interval over seeds, and the paired difference from `base`
-    .                       the HParams experiment, a custom-scalars layout, the report's figures and text
+    .                       the HParams experiment, a custom-scalars layout, the report's figures and its sections
 
 `EventFiles` observes a sweep and writes each trial's run as its records arrive; `write_events` rebuilds everything
 from the results. TensorBoard's x-axis is a whole number, so FLOPs are counted in millions and time in milliseconds.
-The HParams and layout messages are built by hand: the package's own helpers need TensorFlow, and torch's
-`add_hparams` cannot make one session group of a cell's seeds.
+Messages are built by hand where the package's own helpers need TensorFlow.
 """
 
 import math
+import re
 import shutil
 import struct
 import time
@@ -25,20 +25,18 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar import metadata as layout_metadata
-from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2
+from tensorboard.plugins.text import metadata as text_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from sweeps.analysis.comparisons import cells_in_order
 from sweeps.analysis.contrasts import Contrasts
-from sweeps.analysis.trajectories import paired_difference
+from sweeps.analysis.trajectories import evaluations, paired_difference
+from sweeps.reporting import hparams
 
 if TYPE_CHECKING:
     from lahr.training.progress import Progress
     from sweeps.engine.design import Trial
 
-LEVELS = ("mod_capacity", "latent_iterations", "memory_slots")
-MOST_HPARAMS = 5
-"""TensorBoard shows five columns by default."""
 TAGS = {
     "val_loss": "loss/validation",
     "val_loss_topk": "loss/validation_topk",
@@ -49,15 +47,20 @@ TAGS = {
 }
 BY_COST = ("val_loss", "train_loss")
 """The metrics that are also drawn over tokens, FLOPs and seconds."""
+SHEET = "report.png"
+"""The figure that is shown first: it has the others on it."""
 HPARAM_METRICS = ("val_loss", "bits_per_byte", "tokens_per_second")
 NOT_METRICS = ("step", "tokens", "flops", "seconds", "pairing", "status")
 VIEWS = {
     "cells against base": "?x#custom_scalars&regexInput=%5E%28%5C.%7Ccells%2F.%2A%29%24&_smoothingWeight=0",
     "means over seeds": "?runFilter=%5Ecells&tagFilter=cell.*mean&smoothing=0#timeseries",
-    "the report": "?x#text",
-    "the figures": "?x#images",
+    "the report": "?x#text&regexInput=%5E%5C.%24",
+    "the figures": "?x#images&regexInput=%5E%5C.%24",
 }
-"""What to append to TensorBoard's address: above 40 runs it unchecks everything, and tabs look blank."""
+"""What to append to TensorBoard's address: the runs that a tab is for, chosen, and curves as they are (by default
+they are smoothed)."""
+MOST_CHOSEN = 40
+"""TensorBoard starts with no run chosen where there are more, and tabs look blank; the views choose."""
 
 
 class EventFiles:
@@ -69,8 +72,10 @@ class EventFiles:
 
     essential = False
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, cells: Mapping[str, Mapping[str, Any]]) -> None:
+        """`cells` are all cells of the sweep with their levels by name."""
         self._directory = Path(directory)
+        self._hparams = hparams.columns(cells)
         self._writers: dict[str, SummaryWriter] = {}
         self._last: dict[str, int] = {}
         self._began: dict[str, float] = {}
@@ -86,7 +91,7 @@ class EventFiles:
             self._last[trial.id], self._began[trial.id] = -1, time.time()
         writer = self._writers[trial.id] = SummaryWriter(str(folder))
         if fresh:
-            _add(writer, session_start(trial.cell, trial.levels, self._began[trial.id]))
+            _add(writer, hparams.session_start(self._hparams[trial.cell], self._began[trial.id]))
 
     def progressed(self, trial: "Trial", rows: "Sequence[Progress]") -> None:
         """Writes the records of steps not yet written."""
@@ -102,7 +107,7 @@ class EventFiles:
     def finished(self, trial: "Trial", result: Mapping[str, Any]) -> None:
         """Ends the trial's session; a diverged one as failed."""
         writer = self._writers[trial.id]
-        _add(writer, session_end(result.get("status") != "diverged", time.time()))
+        _add(writer, hparams.session_end(result.get("status") != "diverged", time.time()))
         self._end(trial)
 
     def failed(self, trial: "Trial", error: str) -> None:
@@ -126,7 +131,7 @@ def write_events(
     curves: Mapping[str, pd.DataFrame],
     files: Mapping[str, bytes],
     design: Contrasts,
-    levels: Sequence[str] = LEVELS,
+    levels: Sequence[str],
 ) -> None:
     """Rebuilds all runs below `directory` from the sweep's table, its curves by trial id, and the report's files.
 
@@ -139,28 +144,33 @@ def write_events(
     for path in directory.glob("events.out.tfevents.*"):
         path.unlink()
     now = time.time()
+    rows = trials.drop_duplicates("cell").to_dict(orient="records")
+    columns = hparams.columns({row["cell"]: {name: row[name] for name in levels if name in row} for row in rows})
     for row in trials.to_dict(orient="records"):
-        shown = {name: row[name] for name in levels if name in row}
         with SummaryWriter(str(trial_folder(directory, row["cell"], row["seed"]))) as writer:
-            _add(writer, session_start(row["cell"], shown, now))
+            _add(writer, hparams.session_start(columns[row["cell"]], now))
             for point in curves.get(row["trial"], pd.DataFrame()).to_dict(orient="records"):
                 metrics = {str(k): v for k, v in point.items() if k not in NOT_METRICS}
                 at = (point["step"], point["tokens"], point["flops"], point["seconds"])
                 _curve_point(writer, now, *at, metrics)
-            _add(writer, session_end(row["status"] != "diverged", now + float(row.get("seconds") or 0)))
+            _add(writer, hparams.session_end(row["status"] != "diverged", now + float(row.get("seconds") or 0)))
     cells = cells_in_order([str(cell) for cell in trials["cell"]], design)
     for cell in cells:
         with SummaryWriter(str(directory / "cells" / cell)) as writer:
             _cell_curves(writer, now, cell, trials, curves)
     with SummaryWriter(str(directory)) as writer:
-        _add(writer, experiment(trials, levels, now))
+        _add(writer, hparams.experiment(columns, {tag(name): name for name in HPARAM_METRICS}, now))
         _add(writer, layout())
-        for name, content in files.items():
-            if name.endswith(".png"):
-                _add(writer, image("report/" + name.removesuffix(".png"), content))
-        if "report.md" in files:
-            lines = files["report.md"].decode().splitlines()
-            writer.add_text("report", "\n".join(line for line in lines if not line.startswith("![")), walltime=now)
+        pictures = sorted((name for name in files if name.endswith(".png")), key=lambda name: name != SHEET)
+        for place, name in enumerate(pictures, start=1):
+            _add(writer, image(f"figures/{place}_{name.removesuffix('.png')}", files[name]))
+        for name, section in _sections(files.get("report.md", b"").decode()).items():
+            _add(writer, text(name, section))
+
+
+def runs(trials: pd.DataFrame) -> int:
+    """How many runs `write_events` makes of a sweep's table."""
+    return len(trials) + trials["cell"].nunique() + 1
 
 
 def trial_folder(directory: Path, cell: str, seed: int) -> Path:
@@ -173,63 +183,29 @@ def tag(metric: str) -> str:
     return TAGS.get(metric, metric if "/" in metric else f"training/{metric}")
 
 
-def session_start(cell: str, levels: Mapping[str, Any], at: float) -> Summary:
-    """An HParams session in the group of its cell, with the cell's name and levels."""
-    info = plugin_data_pb2.SessionStartInfo(group_name=cell, start_time_secs=at)
-    for name, value in _hparams(cell, levels).items():
-        if isinstance(value, str):
-            info.hparams[name].string_value = value
-        else:
-            info.hparams[name].number_value = value
-    return _hparam_summary(
-        metadata.SESSION_START_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_start_info=info)
-    )
-
-
-def session_end(succeeded: bool, at: float) -> Summary:
-    """The end of an HParams session."""
-    status = api_pb2.STATUS_SUCCESS if succeeded else api_pb2.STATUS_FAILURE
-    info = plugin_data_pb2.SessionEndInfo(status=status, end_time_secs=at)
-    return _hparam_summary(metadata.SESSION_END_INFO_TAG, plugin_data_pb2.HParamsPluginData(session_end_info=info))
-
-
-def experiment(trials: pd.DataFrame, levels: Sequence[str], at: float) -> Summary:
-    """The HParams experiment: which columns to show, and which metrics."""
-    rows = trials.drop_duplicates("cell").to_dict(orient="records")
-    cells = [_hparams(row["cell"], {name: row[name] for name in levels if name in row}) for row in rows]
-    message = api_pb2.Experiment(name="sweep", time_created_secs=at)
-    for name in cells[0] if cells else ():
-        values = list(dict.fromkeys(cell[name] for cell in cells))
-        kind = api_pb2.DATA_TYPE_STRING if isinstance(values[0], str) else api_pb2.DATA_TYPE_FLOAT64
-        info = message.hparam_infos.add(name=name, type=kind, differs=True)
-        for value in values:
-            member = info.domain_discrete.values.add()
-            if isinstance(value, str):
-                member.string_value = value
-            else:
-                member.number_value = value
-    for metric in HPARAM_METRICS:
-        message.metric_infos.add(name=api_pb2.MetricName(tag=tag(metric)), display_name=metric)
-    return _hparam_summary(metadata.EXPERIMENT_TAG, plugin_data_pb2.HParamsPluginData(experiment=message))
-
-
 def layout() -> Summary:
-    """The custom-scalars tab: each cell's difference from base and its loss, with their intervals."""
+    """The custom-scalars tab: each cell's difference from base and its loss, with their intervals.
+
+    TensorBoard scales a chart to the middle 90 % of its figures and leaves out a band whose edge lies beyond, which
+    the one of the cell furthest from the others does; only a click, and no link, turns that off.
+    """
     message = layout_pb2.Layout()
     for title, prefix in (("By step", "cell"), ("By tokens", "cell_by_tokens")):
-        category = message.category.add(title=title)
-        for name, quantity in (("Difference from base", "difference"), ("Validation loss", "loss")):
+        category = message.category.add(title=f"{title} (untick “Ignore outliers” to see every interval)")
+        # TensorBoard shows a category's charts from the last to the first.
+        for name, quantity in (("Validation loss", "loss"), ("Difference from base", "difference")):
             chart = category.chart.add(title=f"{name}, mean and 95 % over seeds")
             stem = f"{prefix}/{quantity}"
             chart.margin.series.add(value=f"{stem}_mean", lower=f"{stem}_low", upper=f"{stem}_high")
     data = SummaryMetadata.PluginData(plugin_name=layout_metadata.PLUGIN_NAME)
-    tensor = TensorProto(
-        dtype="DT_STRING", string_val=[message.SerializeToString()], tensor_shape=TensorShapeProto()
+    return _string(
+        layout_metadata.CONFIG_SUMMARY_TAG, SummaryMetadata(plugin_data=data), message.SerializeToString()
     )
-    value = Summary.Value(
-        tag=layout_metadata.CONFIG_SUMMARY_TAG, metadata=SummaryMetadata(plugin_data=data), tensor=tensor
-    )
-    return Summary(value=[value])
+
+
+def text(name: str, markdown: str) -> Summary:
+    """Markdown for the text tab."""
+    return _string(name, text_metadata.create_summary_metadata("", ""), markdown.encode())
 
 
 def image(name: str, png: bytes) -> Summary:
@@ -239,15 +215,20 @@ def image(name: str, png: bytes) -> Summary:
     return Summary(value=[Summary.Value(tag=name, image=picture)])
 
 
-def _hparams(cell: str, levels: Mapping[str, Any]) -> dict[str, str | float]:
-    shown: dict[str, str | float] = {"cell": cell}
-    shown |= {name: float(value) for name, value in list(levels.items())[: MOST_HPARAMS - 1]}
-    return shown
+def _string(name: str, about: SummaryMetadata, content: bytes) -> Summary:
+    tensor = TensorProto(dtype="DT_STRING", string_val=[content], tensor_shape=TensorShapeProto())
+    return Summary(value=[Summary.Value(tag=name, metadata=about, tensor=tensor)])
 
 
-def _hparam_summary(name: str, data: plugin_data_pb2.HParamsPluginData) -> Summary:
-    about = metadata.create_summary_metadata(data)
-    return Summary(value=[Summary.Value(tag=name, metadata=about, tensor=metadata.NULL_TENSOR)])
+def _sections(report: str) -> dict[str, str]:
+    """The report's parts by tag, numbered in their order: `report/1_verdict`, `report/2_effects`, … without figures,
+    which have a tab of their own."""
+    parts = [part for part in re.split(r"(?m)^(?=## )", report) if part and not re.search(r"(?m)^!\[", part)]
+    titles = ["verdict"] + [part.partition("\n")[0] for part in parts[1:]]
+    return {
+        f"report/{place}_{re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')}": part
+        for place, (title, part) in enumerate(zip(titles, parts, strict=False), start=1)
+    }
 
 
 def _add(writer: SummaryWriter, summary: Summary) -> None:
@@ -289,29 +270,30 @@ def _cell_curves(
 ) -> None:
     finished = trials[(trials["cell"] == cell) & (trials["status"] != "diverged")]
     losses: dict[Any, pd.Series] = {}
-    steps: dict[Any, Any] = {}
+    places: dict[Any, tuple[int, int]] = {}
     for trial, seed in zip(finished["trial"], finished["seed"], strict=True):
-        if trial in curves and "val_loss" in curves[trial]:
-            evaluated = curves[trial].dropna(subset=["val_loss"]).drop_duplicates("tokens", keep="last")
-            losses[seed] = evaluated.set_index("tokens")["val_loss"]
-            steps |= dict(zip(evaluated["tokens"], evaluated["step"], strict=True))
+        evaluated = evaluations(curves.get(trial), "val_loss")
+        losses[seed] = evaluated.set_index("share")["val_loss"]
+        places |= dict(
+            zip(evaluated["share"], zip(evaluated["step"], evaluated["tokens"], strict=True), strict=True)
+        )
     quantities = {"loss": pd.DataFrame(losses)}
     if cell != "base":
         quantities["difference"] = paired_difference(cell, trials, curves)
     for quantity, table in quantities.items():
-        for tokens, name, value in _summaries(table):
-            for prefix, x in (("cell", steps[tokens]), ("cell_by_tokens", tokens)):
+        for share, name, value in _summaries(table):
+            for prefix, x in zip(("cell", "cell_by_tokens"), places[share], strict=True):
                 writer.add_scalar(f"{prefix}/{quantity}_{name}", value, int(x), walltime=began)
 
 
 def _summaries(table: pd.DataFrame) -> Iterator[tuple[Any, str, float]]:
-    """(tokens, mean | low | high, value) of each row over its seeds; no interval for a single seed."""
-    for tokens, row in table.iterrows():
+    """(index, mean | low | high, value) of each row over its seeds; no interval for a single seed."""
+    for index, row in table.iterrows():
         seen = row.dropna().to_numpy(float)
         if not len(seen):
             continue
-        yield tokens, "mean", seen.mean()
+        yield index, "mean", seen.mean()
         if len(seen) > 1:
             half = stats.t.isf(0.025, len(seen) - 1) * seen.std(ddof=1) / math.sqrt(len(seen))
-            yield tokens, "low", seen.mean() - half
-            yield tokens, "high", seen.mean() + half
+            yield index, "low", seen.mean() - half
+            yield index, "high", seen.mean() + half

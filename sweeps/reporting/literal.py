@@ -9,14 +9,14 @@ from collections.abc import Sequence
 
 _TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
-_MARKUP = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
+_MARKUP = re.compile(r"[\\`*\[|]|(?<![^\W_])_|_(?![^\W_])")
 """Underscores between letters or digits mean nothing, and names are full of them."""
 
 
 def literal(text: str) -> str:
     """The text for a paragraph, a heading's end, a list's item or a table's cell."""
-    escaped = re.sub(r"&(?=#?\w+;)", "&amp;", _one_line(text))
-    escaped = _MARKUP.sub(r"\\\g<0>", re.sub(r"<(?=[A-Za-z/!?])", "&lt;", escaped))
+    escaped = re.sub(r"&(?=[#\w])", "&amp;", _one_line(text))
+    escaped = _MARKUP.sub(r"\\\g<0>", re.sub(r"<(?=\S)", "&lt;", escaped))
     # A single tilde is no markup, two strike out what is between them; only GitHub knows a backslash before one.
     return escaped.replace("~", "&#126;") if escaped.count("~") > 1 else escaped
 

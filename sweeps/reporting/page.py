@@ -44,8 +44,7 @@ def render(report: str, files: Mapping[str, bytes]) -> bytes:
     """
     text = markdown.Markdown(extensions=["tables", TocExtension(marker="")], output_format="html")
     text.preprocessors.deregister("html_block")
-    for pattern in ("html", "autolink", "automail"):
-        text.inlinePatterns.deregister(pattern)
+    text.inlinePatterns.deregister("html")
     text.treeprocessors.register(_Page(text, files), "page", 1)  # after the table of contents
     body = text.convert(report)
     title = next((token["name"] for token in text.toc_tokens), "Report")  # type: ignore[attr-defined]
@@ -75,7 +74,7 @@ class _Page(Treeprocessor):
                 parts[-1].append(self._gallery(alone))
         for item in (item for part in parts for item in part.iter("li")):
             if len("".join(item.itertext())) > LONG:
-                item.attrib |= {"class": "long", "tabindex": "0"}
+                _box_inside(item)
         root.extend([parts[0], self._contents(), *parts[1:]])
 
     def _contents(self) -> Element:
@@ -90,7 +89,7 @@ class _Page(Treeprocessor):
         """Leads links to figures to their places on the page and takes all others away; names of those figures."""
         found = []
         for link in part.iter("a"):
-            name = link.attrib.pop("href", "")
+            name = link.get("href", "")
             if name in self.figures:
                 link.set("href", f"#{_place(name)}")
                 found.append(name)
@@ -126,6 +125,16 @@ class _Page(Treeprocessor):
 
 def _place(name: str) -> str:
     return "figure-" + name.removesuffix(".png")
+
+
+def _box_inside(item: Element) -> None:
+    """Everything in the item into a box that scrolls; the item's own bullet would be cut off by one."""
+    box = Element("div", {"class": "long", "tabindex": "0"})
+    box.text, item.text = item.text, None
+    box.extend(item)
+    for part in list(item):
+        item.remove(part)
+    item.append(box)
 
 
 def _in_a_box(table: Element) -> Element:

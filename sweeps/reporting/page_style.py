@@ -29,7 +29,7 @@ p, li { max-width: 50rem; }
 p { margin: 0.75rem 0; }
 ul { margin: 0.75rem 0; padding-left: 1.2rem; }
 li { margin: 0.3rem 0; }
-li.long { max-height: 12rem; overflow-y: auto; }
+.long { max-height: 12rem; overflow-y: auto; }
 a { color: var(--accent); text-underline-offset: 0.15em; }
 code {
   font: 0.875em/1.4 ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
@@ -59,7 +59,7 @@ figure { margin: 1rem 0; }
 figure img { display: block; width: 100%; height: auto; padding: 0.5rem; background: #fff;
   border: 1px solid var(--rule); border-radius: 4px; }
 figcaption { margin-top: 0.35rem; color: var(--quiet); font-size: 0.875rem; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1.5rem;
+.gallery { display: grid; grid-template-columns: repeat(auto-fit, 1fr); gap: 0 1.5rem;
   align-items: start; }
 .gallery figure:target img { outline: 3px solid var(--accent); }
 @media (max-width: 40rem) {
@@ -76,11 +76,11 @@ figcaption { margin-top: 0.35rem; color: var(--quiet); font-size: 0.875rem; }
   h1 { font-size: 16pt; } h2 { font-size: 12pt; margin-top: 1.5rem; break-after: avoid; }
   header > p { padding: 0 0 0 0.75rem; font-size: 11pt; }
   p, li { max-width: none; }
-  li.long { max-height: none; }
+  .long { max-height: none; }
   a { text-decoration: none; }
   code { padding: 0; }
   .wide { overflow: visible; }
-  table { font-size: 7.5pt; }
+  table { font-size: 8pt; }
   th, td { padding: 0.2rem 0.5rem 0.2rem 0; }
   tr, figure { break-inside: avoid; }
   figure img { padding: 0; border: 0; }

@@ -7,9 +7,11 @@ from scipy import stats
 
 from lahr.errors import ConfigError
 from sweeps.analysis import effects, sequential
+from sweeps.analysis.contrasts import switches
 from sweeps.analysis.sequential import ALPHA, Fit, decide, levels, looks, nominal, rejections, spent
 
-FACTORIAL = effects.signs() / 4
+SEVEN = switches("mod", "latent", "memory")
+FACTORIAL = SEVEN.weights_CT
 """Weights of the seven effects over the eight cells."""
 NONE = 1e-9
 """A smallest effect that no sweep is precise enough for: no effect is found equivalent, and all looks are taken."""
@@ -107,7 +109,7 @@ def test_looks_are_after_whole_pairs_and_at_the_cap():
 
 def test_estimates_are_those_of_the_factorial():
     losses = simulate(50, 6, truth=[0.01, 0, 0, 0, -0.02, 0, 0], rng=1)
-    fit, other = Fit.of(losses, FACTORIAL), effects.fit(effects.contrasts(losses))
+    fit, other = Fit.of(losses, FACTORIAL), effects.fit(losses, FACTORIAL)
     np.testing.assert_allclose(fit.estimate, other["estimate"], atol=1e-14)
     np.testing.assert_allclose(fit.p, np.maximum(other["p_blocked"], other["p_seedwise"]), atol=1e-12)
     ends = [other[f"{name}_{end}"] for name in ("blocked", "seedwise") for end in ("low", "high")]
@@ -247,12 +249,12 @@ def test_what_was_rejected_stays_rejected():
     losses[8:] += FACTORIAL[:, 0] * 0.8
     found = decide(losses, FACTORIAL, NONE)
     assert 0 < found.rejected_at[0] <= 8 and found.looked_at == 12
-    assert found.verdict[0] == "helps" and effects.fit(losses @ FACTORIAL)["p_blocked"][0] > 0.05
+    assert found.verdict[0] == "helps" and effects.fit(losses, FACTORIAL)["p_blocked"][0] > 0.05
 
 
 def test_verdicts_are_those_of_the_report():
     losses = simulate(1, 12, truth=[-0.05, 0.05, 0.012, 0, 0, 0, 0], sigma=0.004, rng=3)[0]
-    table = decide(losses, FACTORIAL, 0.02).table(effects.terms()).set_index("term")
+    table = decide(losses, FACTORIAL, 0.02).table(SEVEN.terms).set_index("term")
     assert list(table.loc[["mod", "latent", "mod:latent"], "verdict"]) == [
         "helps",
         "hurts",

@@ -51,7 +51,7 @@ def run(options: StudyOptions, console: Console) -> int:
     from sweeps.engine import schedule  # Ray takes seconds to import, and only running needs it
 
     began = time.monotonic()
-    with schedule.connected(options.address, options.hang_after) as cluster:
+    with schedule.connected(options.address, options.hang_after, sweep.builds) as cluster:
         tuned = None
         if not results.exists():
             if options.tune_lr:

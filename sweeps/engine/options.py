@@ -109,7 +109,7 @@ class StudyOptions:
         for factor in self.factors():
             value = _at(given, factor.field)
             check(
-                value == _at(usual, factor.field),
+                value in (_at(usual, factor.field), factor.levels[0]),
                 f"{factor.field} is {value}, but it is a factor of this study; {self.level_option(factor)}",
             )
         check(

@@ -55,9 +55,14 @@ class Study:
     runtime: Runtime
 
     @property
+    def builds(self) -> set[str]:
+        """The functions that make its models, where they are not LAHR."""
+        return {trial.config.model.build for trial in self.design.one_block()} - {""}
+
+    @property
     def code(self) -> str:
         """The version of the code that its trials are made by."""
-        return code_version({trial.config.model.build for trial in self.design.one_block()} - {""})
+        return code_version(self.builds)
 
 
 def resolve(

@@ -123,6 +123,11 @@ class StudyOptions:
                 "without it nothing could be settled as none",
             )
             looks(self.max_seeds)
+            check(
+                self.seeds == _usual_seeds(self.preset),
+                f"--seeds is {self.seeds} with --until decided, which adds seed blocks by itself; leave it out, and give "
+                "the most there may be with --max-seeds",
+            )
         check(
             self.smallest_effect is None or self.seeds >= 2,
             f"--smallest-effect is given with --seeds {self.seeds}: a verdict takes intervals, and those two blocks at "
@@ -161,7 +166,7 @@ class StudyOptions:
     def of(cls, name: str, preset: Preset) -> Self:
         """A preset's options."""
         model = cls._model_of(preset)
-        return cls(model, preset.data, preset.train, preset=name, seeds=2 if name == "smoke" else 5)
+        return cls(model, preset.data, preset.train, preset=name, seeds=_usual_seeds(name))
 
     @classmethod
     def _model_of(cls, preset: Preset) -> ModelConfig:
@@ -213,6 +218,10 @@ class StudyOptions:
     def cache_folder(self) -> Path:
         """Where prepared data lies on this machine."""
         return Path(self.cache).expanduser().resolve()
+
+
+def _usual_seeds(name: str) -> int:
+    return 2 if name == "smoke" else 5
 
 
 def _at(config: object, field: str) -> object:

@@ -48,6 +48,9 @@ def render(
         "## Figures\n\n![Effects, interactions, paired learning curves and cost](report.png)\n\n"
         "One colour is one cell everywhere. Thick bars are blocked intervals, thin ones seed-wise, each tick is a "
         "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in alone) + ".",
+        "## Along the way\n\n![Each effect at every evaluation](along.png)\n\n"
+        "The same effects at every evaluation, cells compared at equal shares of their training. The bands are 95 %, "
+        "seed-wise and pointwise: each holds for one point by itself, and the verdict is that of the end.",
         _second(second, effects),
         _options(options),
         cost(trials, effects),

@@ -87,6 +87,7 @@ def bad_files(folder: Path) -> None:
         ("--sharding whole", "--sharding"),
         ("--until decided", "--until decided needs --smallest-effect"),
         ("--until decided --smallest-effect 0.1 --max-seeds 3", "needs a cap of 4 seeds or more"),
+        ("--until decided --smallest-effect 0.1 --seeds 9", "--seeds is 9 with --until decided"),
         ("--until desided", "did you mean 'decided'"),
         ("--smallest-effect 0.1 --seeds 1", "a verdict takes intervals, and those two blocks at least"),
         ("--equal money", "--equal"),

@@ -16,6 +16,7 @@ ORDER = [
     "## Effects",
     "## What this sweep could have detected",
     "## Figures",
+    "## Along the way",
     "## Cells against base",
     "## Cost",
     "## Sanity",

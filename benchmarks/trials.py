@@ -119,7 +119,7 @@ def one(count: int, apart: bool) -> dict[str, float]:
             [
                 Recorder(results, design, "trivial"),
                 ProgressTable(pending, results.table(design), console),
-                event_files.EventFiles(Path(folder) / "tensorboard"),
+                event_files.EventFiles(Path(folder) / "tensorboard", {c.name: c.levels for c in design.cells()}),
                 clock,
             ],
             results=results,

@@ -235,7 +235,7 @@ def main(argv: list[str]) -> int:
     for part in ("report", "tensorboard"):  # event files have new names each time, and would be drawn twice
         shutil.rmtree(here / part, ignore_errors=True)
     cluster.copy(str(here), f"{_HOME}/{FETCHED}/{name}", down=True)
-    print(f"report: {here}/report/report.md")
+    print(f"report: {here}/report/report.md (as a page: report.html)")
     return status
 
 

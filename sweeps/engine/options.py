@@ -125,7 +125,7 @@ class StudyOptions:
             looks(self.max_seeds)
             check(
                 self.seeds == _usual_seeds(self.preset),
-                f"--seeds is {self.seeds} with --until decided, which adds seed blocks by itself; leave it out, and give "
+                f"--seeds is {self.seeds} with --until decided, which adds seed blocks by itself; leave it out, give "
                 "the most there may be with --max-seeds",
             )
         check(

@@ -59,7 +59,7 @@ figure { margin: 1rem 0; }
 figure img { display: block; width: 100%; height: auto; padding: 0.5rem; background: #fff;
   border: 1px solid var(--rule); border-radius: 4px; }
 figcaption { margin-top: 0.35rem; color: var(--quiet); font-size: 0.875rem; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fit, 1fr); gap: 0 1.5rem;
+.gallery { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(26rem, 100%), 1fr)); gap: 0 1.5rem;
   align-items: start; }
 .gallery figure:target img { outline: 3px solid var(--accent); }
 @media (max-width: 40rem) {

@@ -60,7 +60,7 @@ def test_a_trial_that_cannot_be_finished(how, here: Here, alone, row):
     last = [line for line in running.said().splitlines() if line.startswith("failed: memory-s0")]
     assert len(last) == 1 and re.search(why, last[0]), running.said()
     report = (running.results / "report" / "report.md").read_text()
-    assert re.search(rf"(?m)^- Failed: memory seed 0: {why}", report), report
+    assert re.search(rf"(?m)^- Failed: memory seed 0: `{why}", report), report
     verdict = json.loads((running.results / "report" / "verdict.json").read_text())
     assert [failure["cell"] for failure in verdict["failed"]] == ["memory"]
     assert re.search(why, verdict["failed"][0]["error"], re.DOTALL)

@@ -1,9 +1,12 @@
+import html
 import io
 import json
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
 
 from sweeps.analysis import effects as analysis
 from sweeps.analysis.comparisons import without_extras
@@ -125,6 +128,31 @@ def test_failed_and_missing_trials_are_listed(made, no_figures):
     assert "- Failed: mod seed 0: `out of memory`" in text(files) and "- Missing: `x`" in text(files)
     assert "left out of the estimates: 0" in text(files)
     assert json.loads(files["verdict.json"])["incomplete_blocks"] == [0]
+
+
+def test_what_comes_from_data_is_text_in_the_report_and_on_its_page(made, no_figures):
+    """A name, an error, a warning, the environment and the command, each with HTML, Markdown and a table's bar in it.
+    Seen to fail: each of them put in as it is."""
+    hostile = "<script>alert(1)</script> | **bold** `tick` ![x](http://a.example/x.png)"
+    trials = made.trials(2).assign(restarts=0, repeated_steps=0, warnings=None)
+    trials.loc[1, "warnings"] = hostile
+    info = made.info(
+        trials,
+        name=hostile,
+        failed=[{"trial": "x", "cell": "mod", "seed": 0, "error": f"Traceback\n{hostile}"}],
+        missing=[hostile],
+        environment={hostile: hostile},
+        rerun=hostile,
+    )
+    files = render(trials, {}, info)
+    page = files["report.html"].decode()
+    assert html.unescape(re.sub("<[^>]*>", "", page.partition("<body>")[2])).count(hostile) == 7
+    tags = re.findall(r"<(script|img|strong)\b[^>]*>([^<]*)", page.partition("<body>")[2])
+    assert {tag for tag, _ in tags} == {"strong"}
+    assert not [words for _, words in tags if words == "bold"]
+    for shown in (page, MarkdownIt("commonmark", {"html": True}).enable("table").render(text(files))):
+        environment = shown.split("Environment</h2>")[1]
+        assert environment.count("<tr>") == 2 and environment.count("<td") == 2
 
 
 def test_what_was_wrong_with_checkpoints_is_listed(made, no_figures):

@@ -206,6 +206,11 @@ def _count(config: ModelConfig, device: str) -> Cost:
             f"model.build {config.build}: a forward and backward pass over {config.max_seq_len} tokens raised "
             f"{_said(error)}"
         ) from error
+    check(
+        forward > 0,
+        f"model.build {config.build}: torch's counter sees no matrix product in a forward pass, so the model's cost is "
+        "not known; write its products as those of torch",
+    )
     embeddings = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
     return Cost(
         forward / config.max_seq_len,

@@ -67,6 +67,7 @@ def test_the_function_is_given_the_configuration():
         (own("frozen"), "the module has no parameter to train"),
         (own("shares"), r"inner.places and inner.part share memory .*tie whole parameters"),
         (own("fails"), "a forward and backward pass over 24 tokens raised RuntimeError: mat1"),
+        (own("costs_nothing"), "torch's counter sees no matrix product in a forward pass"),
         (own("NOT_A_FUNCTION"), "has no function NOT_A_FUNCTION"),
         (own("absent"), "own_models has no function absent"),
         (

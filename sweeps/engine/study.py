@@ -280,7 +280,7 @@ def report_info(results: Results, design: Design, options: StudyOptions) -> dict
         "missing": [trial.id for trial in trials if trial.id not in finished and trial.id not in failed],
         "codes": codes if len(codes) > 1 else {},
         "horizon": design.config.steps * design.config.tokens_per_step,
-        "steps": dict(design.steps),
+        "varied": any(factor.field in ("train.tokens", "train.batch_size") for factor in design.factors),
         "flops": trials[0].flops,
         "equal_at": design.equal,
         "primary": header.get("primary", design.equal),

@@ -3,6 +3,7 @@
 import io
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sweeps.analysis.calibration import Judged
 from sweeps.analysis.power import ALPHA
@@ -103,6 +104,7 @@ def _picture(judged: Judged) -> bytes:
         axes.axvline(rows["truth"].iloc[0], color=GREY, linewidth=1)
         axes.set_title(term, loc="left", fontsize=8)
         axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
     figure.axes[0].set_ylabel("sweep")
     figure.supxlabel("effect, nats; the line is the truth, and what misses it is red", fontsize=9)
     buffer = io.BytesIO()

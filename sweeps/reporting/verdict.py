@@ -20,6 +20,8 @@ def horizon(info: Mapping[str, Any]) -> str:
     """`after 409,600 training tokens a trial, at equal tokens`."""
     if info["equal_at"] == "flops":
         return f"after {info['flops']:.3g} training FLOPs a trial, at equal FLOPs"
+    if info["varied"]:
+        return f"after up to {info['horizon']:,.0f} training tokens a trial, which a factor varies"
     tokens = f"after {info['horizon']:,.0f} training tokens a trial"
     if info["equal_at"] == "time":
         return f"in the training time of {info['horizon']:,.0f} tokens of base, at equal exclusive wall-clock"

@@ -110,7 +110,7 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
         "damaged": [],
         "codes": {},
         "horizon": TOKENS,
-        "steps": {},
+        "varied": False,
         "flops": 6e6 * TOKENS,
         "equal_at": "tokens",
         "primary": "tokens",

@@ -7,8 +7,6 @@ A study of one's own looks like this one: its factors, each a field of the confi
 which the others are compared with; and, if it is not about LAHR, the function that builds its model.
 """
 
-from typing import ClassVar
-
 from sweeps.commands import main
 from sweeps.engine.factors import Factor
 from sweeps.engine.options import StudyOptions
@@ -17,9 +15,9 @@ from sweeps.engine.options import StudyOptions
 class Options(StudyOptions):
     """Activation × norm position × tied head of a plain transformer."""
 
-    NAME: ClassVar[str] = "ablation"
-    BUILD: ClassVar[str] = "sweeps.models.plain:transformer"
-    FACTORS: ClassVar[tuple[Factor, ...]] = (
+    NAME = "ablation"
+    BUILD = "sweeps.models.plain:transformer"
+    FACTORS = (
         Factor("activation", "model.options.activation", ("gelu", "silu", "relu2")),
         Factor("norm", "model.options.norm", ("before", "after")),
         Factor("head", "model.options.head", ("tied", "own")),

@@ -57,11 +57,12 @@ def _shape_drawn(
 ) -> tuple[int, ...] | None:
     """The shape that a call draws; None where it draws nothing."""
     name = getattr(func, "__name__", "")
-    given = next((x for x in (*args[:1], kwargs.get("tensor"), kwargs.get("input")) if isinstance(x, Tensor)), None)
+    given = next((x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)), None)
     if name in _OF_A_TENSOR and given is not None:
         return tuple(given.shape)
     if name in _OF_A_SIZE:
-        return tuple(func(*args, **{**kwargs, "device": "meta"}).shape)  # which draws nothing
+        asked = {key: value for key, value in kwargs.items() if key not in ("out", "pin_memory")}
+        return tuple(func(*args, **{**asked, "device": "meta"}).shape)  # which draws nothing
     return None
 
 

@@ -131,17 +131,22 @@ INITS = [getattr(nn.init, f"{name}_") for name in (
     "orthogonal",
 )]  # fmt: skip
 DRAWS: dict[str, Callable[[], torch.Tensor]] = {
-    **{init.__name__: lambda init=init: init(torch.empty(6, 5)) for init in INITS},
+    **{f"init.{init.__name__}": lambda init=init: init(torch.empty(6, 5)) for init in INITS},
     **{
         name: lambda name=name: getattr(torch.empty(6, 5), name)()
         for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "random_", "bernoulli_")
     },
+    "geometric_": lambda: torch.empty(6, 5).geometric_(0.1),
+    "randint_like": lambda: torch.randint_like(torch.empty(6, 5), 1000),
     "rand": lambda: torch.rand(6, 5),
     "randn": lambda: torch.randn((6, 5)),
     "randint": lambda: torch.randint(1000, (6, 5)),
     "randperm": lambda: torch.randperm(30),
     "normal": lambda: torch.normal(0.0, 1.0, (6, 5)),
     "normal of tensors": lambda: torch.normal(torch.zeros(6, 5), torch.ones(6, 5)),
+    "normal of a number and a tensor": lambda: torch.normal(0.0, torch.ones(6, 5)),
+    "rand into": lambda: torch.rand(6, 5, out=torch.empty(6, 5)),
+    "poisson": lambda: torch.poisson(torch.full((6, 5), 9.0)),
     "bernoulli": lambda: torch.bernoulli(torch.full((6, 5), 0.5)),
     "multinomial": lambda: torch.multinomial(torch.ones(6, 5), 3),
     "rand_like": lambda: torch.rand_like(torch.empty(6, 5)),

@@ -35,11 +35,12 @@ from lahr.machine import Demands
 from lahr.presets import preset
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
+from sweeps.analysis.effects import estimate
 from sweeps.engine import schedule, study
 from sweeps.engine.design import Design, Trial
-from sweeps.engine.options import Options as Sweep
 from sweeps.engine.recorder import Recorder
 from sweeps.engine.results import Results
+from sweeps.factorial import Options as Sweep
 from sweeps.reporting import event_files, report
 from sweeps.reporting.progress import ProgressTable
 
@@ -116,7 +117,7 @@ def one(count: int, apart: bool) -> dict[str, float]:
         schedule.run(
             pending,
             [
-                Recorder(results, design),
+                Recorder(results, design, "trivial"),
                 ProgressTable(pending, results.table(design), console),
                 event_files.EventFiles(Path(folder) / "tensorboard", {c.name: c.levels for c in design.cells()}),
                 clock,
@@ -137,7 +138,8 @@ def one(count: int, apart: bool) -> dict[str, float]:
         clock.close()
         ended = time.monotonic()
         done = results.table(design)
-        report.render(done, results.curves(done["trial"]), study.report_info(results, design, sweep))
+        effects = estimate(done, design.contrasts)
+        report.render(effects, done, results.curves(done["trial"]), study.report_info(results, design, sweep))
         reported = time.monotonic()
     return {
         "trials": len(pending),

@@ -1,11 +1,11 @@
 """What `cluster/sweep.py` asks of the head: to run a sweep as a Ray job, which goes on when the laptop is closed.
 
     python cluster/on_head.py gather NAME COUNT            waits until so many machines are there
-    python cluster/on_head.py start NAME [options of sweeps/factorial.py]
+    python cluster/on_head.py start NAME STUDY [options of sweeps/STUDY.py]
     python cluster/on_head.py follow NAME
     python cluster/on_head.py status NAME                  prints `status: ` and "running", its exit status, or an error
     python cluster/on_head.py stop NAME
-    python cluster/on_head.py fetch NAME RESULTS
+    python cluster/on_head.py fetch NAME STUDY RESULTS
 
 Run by the environment of the head, in the project's folder there.
 """
@@ -52,9 +52,9 @@ def gather(count: int) -> int:
     return 0
 
 
-def start(client: JobSubmissionClient, name: str, argv: list[str]) -> int:
-    """Starts the sweep."""
-    script = shlex.join([sys.executable, "sweeps/factorial.py", *argv])
+def start(client: JobSubmissionClient, name: str, study: str, argv: list[str]) -> int:
+    """Starts the sweep of a study."""
+    script = shlex.join([sys.executable, f"sweeps/{study}.py", *argv])
     try:
         client.submit_job(
             entrypoint=f"cd {shlex.quote(os.getcwd())} && exec {script}",
@@ -114,10 +114,10 @@ def stop(client: JobSubmissionClient, name: str) -> int:
     return 0
 
 
-def fetch(name: str, results: str) -> int:
+def fetch(name: str, study: str, results: str) -> int:
     """Lays the report so far, the table of trials and the curves into a folder of the head, wherever results are."""
     sweep, here = Folder.at(results).child(name), Folder.at(FETCHED).child(name)
-    report = [sys.executable, "sweeps/factorial.py", "report", "--name", name, "--results", results]
+    report = [sys.executable, f"sweeps/{study}.py", "report", "--name", name, "--results", results]
     made = subprocess.run(report, capture_output=True, text=True)
     check(made.returncode == 0, f"no report of {name} yet: {made.stderr.strip().removeprefix('error: ')}")
     here.remove("")
@@ -134,7 +134,7 @@ def main(argv: list[str]) -> int:
     """Runs one command; the exit status."""
     command, name, *rest = argv
     if command == "fetch":
-        return fetch(name, rest[0])
+        return fetch(name, *rest)
     try:
         client = JobSubmissionClient(_DASHBOARD)
     except Exception as error:
@@ -142,7 +142,7 @@ def main(argv: list[str]) -> int:
     if command == "gather":
         return gather(int(rest[0]))
     if command == "start":
-        return start(client, name, rest)
+        return start(client, name, rest[0], rest[1:])
     return {"follow": follow, "status": status, "stop": stop}[command](client, name)
 
 

@@ -6,11 +6,13 @@
     python cluster/sweep.py cluster/on_prem.yaml fetch …   the report so far, into results/on-<cluster>/<name> here
     python cluster/sweep.py cluster/on_prem.yaml down      ends the cluster, workers of one's own too
 
-After the command come the options of `sweeps/factorial.py`, the same each time. `run` checks them and the YAML, copies
+After the command come the options of `sweeps/factorial.py`, the same each time; `--study ablation` before them takes
+`sweeps/ablation.py` instead. `run` checks them and the YAML, copies
 the project and local data to the head, and starts the sweep there as a Ray job: it survives this command, and the
 laptop. Exit status: the sweep's own; 2 for bad input.
 """
 
+import importlib
 import logging
 import os
 import re
@@ -33,7 +35,7 @@ from ray.autoscaler import sdk
 from lahr.data import anchored
 from lahr.errors import ConfigError, check
 from lahr.options import parse, run
-from sweeps.engine.options import Options
+from sweeps.engine.options import StudyOptions
 from sweeps.engine.results import Results
 
 COMMANDS = ("run", "stop", "fetch", "down")
@@ -164,7 +166,14 @@ class Cluster:
         return 1 if left else 0
 
 
-def with_data(options: Options, argv: Sequence[str], cluster: Cluster) -> list[str]:
+def options_of(study: str) -> type[StudyOptions]:
+    """The options of `sweeps/<study>.py`. `ConfigError` if there is no such study."""
+    known = sorted(path.stem for path in (_PROJECT / "sweeps").glob("*.py") if "StudyOptions" in path.read_text())
+    check(study in known, f"--study is {study!r}; studies are {', '.join(known)}")
+    return importlib.import_module(f"sweeps.{study}").Options  # type: ignore[no-any-return]
+
+
+def with_data(options: StudyOptions, argv: Sequence[str], cluster: Cluster) -> list[str]:
     """The options for the head: a corpus or tokenizer that lies here is copied there, and named by its place there.
 
     Each sweep has its own copy, by a name that needs no quoting.
@@ -181,10 +190,14 @@ def with_data(options: Options, argv: Sequence[str], cluster: Cluster) -> list[s
 
 def main(argv: list[str]) -> int:
     """Runs one command; the exit status."""
-    usage = f"usage: python cluster/sweep.py CLUSTER.yaml {{{'|'.join(COMMANDS)}}} [options of sweeps/factorial.py]"
+    usage = (
+        f"usage: python cluster/sweep.py CLUSTER.yaml {{{'|'.join(COMMANDS)}}} [--study NAME] [the study's options]"
+    )
     check(len(argv) >= 2 and argv[1] in COMMANDS, f"given {shlex.join(argv) or 'nothing'}; {usage}")
     path, command, *rest = argv
-    options = parse(Options, rest, Options.of, f"python cluster/sweep.py {path} {command}")
+    study, rest = (rest[1], rest[2:]) if rest[:1] == ["--study"] and len(rest) > 1 else ("factorial", rest)
+    kind = options_of(study)
+    options = parse(kind, rest, kind.of, f"python cluster/sweep.py {path} {command}")
     check(options.command == "run", f"{options.command} is no command here; {usage}")
     name = options.sweep_name
     Results.at(options.results, name)  # before either stands in a command, or a job's description
@@ -204,7 +217,7 @@ def main(argv: list[str]) -> int:
             cluster.copy_project()
             if workers := cluster.config["provider"].get("worker_ips"):
                 cluster.on_head("gather", name, str(1 + len(workers)))
-            if not cluster.on_head("start", name, *with_data(options, rest, cluster), "--name", name):
+            if not cluster.on_head("start", name, study, *with_data(options, rest, cluster), "--name", name):
                 return 2
         again = f"to follow it again:\n  {shlex.join(['python', *sys.argv])}"
         try:
@@ -216,7 +229,7 @@ def main(argv: list[str]) -> int:
         except KeyboardInterrupt:
             print(f"\nthe sweep goes on; {again}")
             return 130
-    if not cluster.on_head("fetch", name, options.results):
+    if not cluster.on_head("fetch", name, study, options.results):
         return status or 2
     here = Path("results") / f"on-{cluster.name}" / name  # beside sweeps of this machine, which may have its name
     for part in ("report", "tensorboard"):  # event files have new names each time, and would be drawn twice

@@ -186,6 +186,7 @@ def train_one(argv: list[str]) -> int:
             f"--{name} is given, and model.{field} is {getattr(model, field)}, which turns it off; leave one out",
         )
     _refuse_unused(model, preset(options.preset).model)
+    size = parameter_counts(model)["total"]  # a model of one's own is refused here, before anything is prepared
     precision = choose_precision(device) if options.precision == "auto" else options.precision
     config = TrialConfig(model, options.data, options.train, options.seed, precision)
     console = Console()
@@ -222,7 +223,7 @@ def train_one(argv: list[str]) -> int:
     folder.write_json("config.json", {**asdict(config), "runtime": asdict(runtime)})
     folder.write("tokenizer.json", data.tokenizer_path.read_bytes())
     console.print(
-        f"{parameter_counts(model)['total']:,} parameters, {config.steps:,} steps of {config.tokens_per_step:,} tokens "
+        f"{size:,} parameters, {config.steps:,} steps of {config.tokens_per_step:,} tokens "
         f"of {data.description}, {precision} on {device}{', compiled' * (compile_ == 'on')}\n{folder.uri}"
     )
     watch = Profile(Watch(), folder.child("profile"), console.print) if options.profile else Watch()
@@ -271,6 +272,10 @@ def _begun(folder: Folder) -> Runtime:
 
 def _refuse_unused(model: ModelConfig, usual: ModelConfig) -> None:
     """`ConfigError` for a setting that was given to a mechanism that is off."""
+    check(
+        not model.options or bool(model.build),
+        f"model.options is {model.options!r}, which only a model of your own reads; give --model.build too",
+    )
     settled = model.settled()
     for field in dataclasses.fields(model):
         given, mechanism = getattr(model, field.name), field.name.partition("_")[0]

@@ -6,12 +6,13 @@ with what was given, what is allowed and what to do.
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from lahr.errors import check
 from lahr.model_config import ModelConfig
-from lahr.plain import canonical_json
+from lahr.plain import Plain, canonical_json, check_plain
 
 Precision = Literal["fp64", "fp32", "bf16"]
 
@@ -76,6 +77,9 @@ class TrainConfig:
     beta2: float = 0.95
     clip_norm: float = 1.0
     """Largest norm of the whole gradient."""
+    ema: float = 0.0
+    """Decay of an exponential average of the weights, which is then what is evaluated, and what a finished trial
+    leaves; training itself does not notice. 0 is off; 0.99 averages over some hundred steps."""
     evaluations: int = 8
     """Evaluations in a trial, evenly spaced, the last one at the end."""
     checkpoints: int = 2
@@ -105,6 +109,7 @@ class TrainConfig:
         check(0 <= self.weight_decay < math.inf, f"train.weight_decay is {self.weight_decay}; it must be 0 or more")
         for name in ("beta1", "beta2"):
             check(0 <= getattr(self, name) < 1, f"train.{name} is {getattr(self, name)}; it must be 0 to below 1")
+        check(0 <= self.ema < 1, f"train.ema is {self.ema}; it is a decay, 0 (off) to below 1, such as 0.99")
         check(
             0 < self.clip_norm < math.inf,
             f"train.clip_norm is {self.clip_norm}; it must be above 0 and finite (1e9 clips nothing)",
@@ -129,8 +134,15 @@ class TrialConfig:
     seed: int = 0
     precision: Precision = "fp32"
     """Type of the matrix products; parameters and optimiser state are fp32 (in `fp64`, which is for tests, fp64)."""
+    keys: Mapping[str, Plain] = field(default_factory=dict, hash=False)
+    """What enters the seed of everything drawn, and nothing else: a factor that is null by construction, to calibrate
+    an experiment with. Two trials that differ here alone are the same experiment with other luck."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(
+            self, "keys", dict(self.keys)
+        )  # a copy: a value does not change with what it was made from
+        check_plain("keys", self.keys)
         check(
             self.steps >= 1,
             f"train.tokens is {self.train.tokens}, fewer than one batch of {self.train.batch_size} x "
@@ -155,6 +167,14 @@ class TrialConfig:
             f"steps {starts[:3]}, and each needs a start of its own, not before step {first}, where the warm-up "
             "ends; lower it, train.warmup or train.decay, or raise train.tokens",
         )
+
+    @property
+    def drawn_seed(self) -> int:
+        """What decides every draw of the trial: the seed, or with `keys` 63 bits hashed from both."""
+        if not self.keys:
+            return self.seed
+        digest = hashlib.sha256(canonical_json([self.seed, self.keys]).encode()).digest()
+        return int.from_bytes(digest[:8], "big") >> 1
 
     @property
     def tokens_per_step(self) -> int:

@@ -1,14 +1,17 @@
 """The network as a value: its shape, each mechanism on or off, and the options that its literature argues about.
 
 Off is a value: `mod_capacity=1.0`, `latent_iterations=0` and `memory_slots=0` build a plain transformer, and the
-settings of a mechanism that is off then decide nothing.
+settings of a mechanism that is off then decide nothing. `build` puts another model in its place.
 """
 
 import math
-from dataclasses import dataclass, fields, replace
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 from lahr.errors import check
+from lahr.plain import Plain, check_plain
 
 Router = Literal["top_k", "threshold", "random"]
 Gate = Literal["sigmoid", "raw"]
@@ -77,8 +80,27 @@ class ModelConfig:
     `slots` before it. For `knn` it is the block whose attention reads it, never one that could be routed."""
     rope_theta: float = 10_000.0
     """Base of the rotary position frequencies (Su et al. 2021)."""
+    qk_norm: bool = False
+    """Each head's queries and keys go through an RMS norm with a learned weight for each channel (Henry et al. 2020;
+    Dehghani et al. 2023), in every attention of the model."""
+    zero_init: bool = False
+    """The output projections of attention and feed-forward start at zero, so that every block starts as the identity
+    (Fixup, Zhang et al. 2019; ReZero, Bachlechner et al. 2020; Yang et al. 2022); in the latent core the norms after
+    them (Goyal et al. 2017)."""
+    build: str = ""
+    """A model of your own: `package.module:function`, which takes this configuration and returns an nn.Module from
+    tokens (B, T) to logits (B, T, V). Empty is LAHR."""
+    options: Mapping[str, Plain] = field(default_factory=dict, hash=False)
+    """What such a model is to know besides, by name: `--model.options width 3 deep True`. Without `build` it decides
+    nothing."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "options", dict(self.options))  # a copy, which nobody else can change
+        check_plain("model.options", self.options)
+        check(
+            not self.build or re.fullmatch(r"\w+(\.\w+)*:\w+", self.build) is not None,
+            f"model.build is {self.build!r}; it must be of the form package.module:function",
+        )
         for name in ("vocab_size", "d_model", "n_heads", "max_seq_len"):
             check(getattr(self, name) >= 1, f"model.{name} is {getattr(self, name)}; it must be at least 1")
         check(
@@ -150,7 +172,10 @@ class ModelConfig:
 
     def settled(self) -> "ModelConfig":
         """The same model with every setting that decides nothing at its default: those of a mechanism that is off
-        (off equals absent), those of another kind of it, and a place or number that is the default's own."""
+        (off equals absent), those of another kind of it, and a place or number that is the default's own. A model of
+        one's own keeps them all, since nobody knows what its function reads."""
+        if self.build:
+            return self
         usual = {f.name: f.default for f in fields(self)}
         idle = {
             name
@@ -162,7 +187,7 @@ class ModelConfig:
         idle |= {"latent_exit"} if self.latent_halting != "gate" else set()
         idle |= {"latent_ponder"} if self.latent_halting != "act" else set()
         idle |= {"memory_heads", "memory_key_dim"} if self.memory_kind == "knn" else set()
-        settled = replace(self, **{name: usual[name] for name in idle})  # type: ignore[arg-type]
+        settled = replace(self, options={}, **{name: usual[name] for name in idle})  # type: ignore[arg-type]
         for name, resolved in _RESOLVED.items():
             left_out = replace(settled, **{name: None})  # type: ignore[arg-type]
             if getattr(left_out, resolved) == getattr(settled, resolved):

@@ -19,7 +19,13 @@ from lahr.presets import Preset, preset
 
 Options = TypeVar("Options")
 DEFAULT_PRESET = "quick"
-_TYPES = {"INT": "a whole number", "FLOAT": "a number", "STR": "text", "{None}|INT": "a whole number or None"}
+_TYPES = {
+    "INT": "a whole number",
+    "FLOAT": "a number",
+    "STR": "text",
+    "{None}|INT": "a whole number or None",
+    "[STR {None}|INT|FLOAT|{True,False}|STR [...]]": "names, each followed by its value",
+}
 
 
 def parse(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 from lahr.config import DataConfig, TrainConfig
 from lahr.errors import check, nearest
@@ -61,9 +62,14 @@ def preset(name: str) -> Preset:
     return PRESETS[name]
 
 
-def with_levels(config: ModelConfig, levels: Mapping[str, float | int]) -> ModelConfig:
-    """`config` with those fields set, type-checked; an unknown field is a `ConfigError`."""
+def with_levels(config: ModelConfig, levels: Mapping[str, Any]) -> ModelConfig:
+    """`config` with those fields set, and `options.<name>` an option of a model of one's own; an unknown field is a
+    `ConfigError`."""
     names = [f.name for f in fields(ModelConfig)]
-    for name in levels:
+    options = {n.removeprefix("options."): v for n, v in levels.items() if n.startswith("options.")}
+    own = {name: level for name, level in levels.items() if not name.startswith("options.")}
+    for name in own:
         check(name in names, f"unknown model field {name!r}{nearest(name, names)}")
-    return replace(config, **levels)  # type: ignore[arg-type]
+    if options:
+        own = {"options": {**config.options, **options}, **own}
+    return replace(config, **own)  # type: ignore[arg-type]

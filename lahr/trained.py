@@ -2,10 +2,11 @@
 
 An exported folder is all that is needed to use the model:
 
-    model.safetensors    weights, under the names of `LAHR.state_dict()`
+    model.safetensors    weights, under the names of `LAHR.state_dict()`, or of one's own model's as `inner.…`
     config.json          format, the trial's configuration, how far it was trained, sha256 of both and of the other two
     tokenizer.json       the tokenizer, whole
 
+A model of one's own is built by its function (`ModelConfig.build`), which has to be there where it is read.
 Nothing is unpickled: weights are safetensors, the rest is JSON, and both are checked before they are used.
 """
 
@@ -26,8 +27,8 @@ from lahr.config import TrialConfig
 from lahr.data.corpora import END_OF_TEXT
 from lahr.errors import ConfigError, check
 from lahr.files import Folder
+from lahr.model import LAHR, Own, build_model
 from lahr.model.generation import Sampling, generate, lay_out
-from lahr.model.lahr import LAHR
 from lahr.plain import canonical_json, from_dict
 from lahr.training import checkpoints
 
@@ -41,7 +42,7 @@ DEFAULT_TOKENS = 100
 class Trained:
     """A model in evaluation mode, with its tokenizer and what is known of its training."""
 
-    model: LAHR
+    model: LAHR | Own
     tokenizer: Tokenizer
     config: TrialConfig
     about: Mapping[str, Any]
@@ -142,7 +143,7 @@ def find(place: str, device: str = "cpu") -> Trained:
     if checkpoint is None:
         why = "; ".join(problems) or "there is none: it has not begun, or was taken over from another sweep"
         raise ConfigError(f"no checkpoint in {kept.uri} can be used ({why}); give another trial")
-    weights = {k.removeprefix("model."): v for k, v in checkpoint.tensors.items() if k.startswith("model.")}
+    weights = checkpoint.evaluated()
     records = checkpoint.meta["records"] or [{"tokens": 0, "metrics": {}}]
     losses = [r["metrics"]["val_loss"] for r in records if "val_loss" in r["metrics"]]
     loss = float(losses[-1]) if losses and math.isfinite(float(losses[-1])) else None
@@ -257,8 +258,8 @@ def _config(folder: Folder) -> TrialConfig:
     return from_dict(TrialConfig, {name: part for name, part in value.items() if name != "runtime"})
 
 
-def _model(config: TrialConfig, weights: Mapping[str, torch.Tensor], where: str, device: str) -> LAHR:
-    model = LAHR(config.model)
+def _model(config: TrialConfig, weights: Mapping[str, torch.Tensor], where: str, device: str) -> LAHR | Own:
+    model = build_model(config.model, seed=0)
     ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in weights.items()}
     differing = [
@@ -272,7 +273,8 @@ def _model(config: TrialConfig, weights: Mapping[str, torch.Tensor], where: str,
         f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}); give the configuration it was made with",
     )
     dtype = torch.float64 if config.precision == "fp64" else torch.float32
-    bad = [name for name, value in weights.items() if not value.is_floating_point() and "observations" not in name]
+    whole = {name for name, value in model.state_dict().items() if not value.is_floating_point()}
+    bad = [name for name, value in weights.items() if not value.is_floating_point() and name not in whole]
     check(not bad, f"{where} holds {', '.join(bad[:3])} in a type of whole numbers; export it again")
     lost = [name for name, value in weights.items() if not torch.isfinite(value).all()]
     check(
@@ -281,7 +283,7 @@ def _model(config: TrialConfig, weights: Mapping[str, torch.Tensor], where: str,
     )
     model = model.to(device, dtype)
     model.load_state_dict(dict(weights))
-    if device == "cpu":
+    if device == "cpu" and isinstance(model, LAHR):
         lay_out(model)
     return model.eval()
 

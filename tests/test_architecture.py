@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("lahr/**/*.py"), *ROOT.glob("sweeps/**/*.py")])
 
 RAY_FILES = {"lahr/distributed.py", "sweeps/engine/schedule.py"}
-MODEL_MAY = {"torch", "lahr.model_config", "lahr.model"}
+MODEL_MAY = {"torch", "lahr.model_config", "lahr.errors", "lahr.model"}
 SWEEPS_MAY = {
     "lahr.config",
     "lahr.model_config",
@@ -20,6 +20,7 @@ SWEEPS_MAY = {
     "lahr.presets",
     "lahr.model.flops",
     "lahr.trained",
+    "lahr.version",
     "lahr.distributed",
     "lahr.training.compilation",
     "lahr.files",

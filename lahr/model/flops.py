@@ -6,6 +6,9 @@ the memory's weighted sums and the latent recurrence are in; `counter` counts wh
 of this code on a CPU: matrix products only, and attention over the keys that are really multiplied, which is the
 whole square (4Td) for windows of one query slice and nears the half for long ones.
 
+A model of one's own has no closed form: `own.cost` counts it, in the counter's convention, and the three functions of
+a configuration here say what it found.
+
 Executed passes are counted, not nominal ones: a sampled step is counted with its own passes, and where tokens leave
 early with the mean that ran (`Output.passes`). A router is counted at its capacity.
 """
@@ -16,6 +19,7 @@ from typing import Literal
 from lahr.model.latent_reasoning import BACKPROPAGATED, EXIT_STRIDE
 from lahr.model.layers import attention_span
 from lahr.model.mixture_of_depths import capacity_tokens, predictor_width
+from lahr.model.own import cost
 from lahr.model_config import ModelConfig
 
 Convention = Literal["useful", "counter"]
@@ -28,8 +32,10 @@ def flops_per_token(
 
     Parts: `head`, `dense_blocks`, `routed_blocks`, `routers` (with their causal predictors), `latent`, `memory`;
     a part that the model has not is 0. `passes` of the latent core are R unless given; `segments` is the number of
-    windows in a row, for the `knn` memory.
+    windows in a row, for the `knn` memory. A model of one's own has one part, `own`.
     """
+    if config.build:
+        return {"own": cost(config).forward}
     c, d, T = config, config.d_model, config.max_seq_len
     useful = convention == "useful"
     routed, routers = 0.0, 0.0
@@ -51,7 +57,10 @@ def flops_per_token(
 
 def training_flops_per_token(config: ModelConfig, *, passes: float | None = None, segments: int = 1) -> float:
     """FLOPs of a token's forward and backward passes in the useful convention: three times the forward ones, but
-    for passes that no gradient goes back through and for what the exit gate learns from, which run forward only."""
+    for passes that no gradient goes back through and for what the exit gate learns from, which run forward only.
+    Of a model of one's own what torch's counter finds, attention's whole square included."""
+    if config.build:
+        return cost(config).training
     forward = sum(flops_per_token(config, passes=passes, segments=segments).values())
     run = config.latent_iterations if passes is None else passes
     few = config.latent_halting == "act" or config.latent_capacity < 1  # a gradient goes through all of them
@@ -114,10 +123,15 @@ def _memory(c: ModelConfig, useful: bool, segments: int) -> float:
 def parameter_counts(config: ModelConfig) -> dict[str, int]:
     """Parameters by part, and their `total`. The head is the embedding and is counted once.
 
-    Parts: `embedding`, `blocks`, `routers`, `latent`, `memory`, `norm`; a part that the model has not is 0.
+    Parts: `embedding`, `blocks`, `routers`, `latent`, `memory`, `norm`; a part that the model has not is 0. Of a model
+    of one's own `embedding`, the weights of every `nn.Embedding`, and `rest`.
     """
+    if config.build:
+        of_own = cost(config)
+        rest = of_own.parameters - of_own.embedding
+        return {"embedding": of_own.embedding, "rest": rest, "total": of_own.parameters}
     c, d = config, config.d_model
-    block = _block_matrices(c) + 2 * d
+    block = _block_matrices(c) + 2 * d + (2 * c.head_dim if c.qk_norm else 0)
     router = d + (0 if c.mod_router == "threshold" else predictor_width(d) * (d + 1) + 1)
     n_routers = len(c.routed_layers)
     parts = {"embedding": c.vocab_size * d, "blocks": c.n_layers * block, "latent": 0, "memory": 0, "norm": d}

@@ -4,6 +4,8 @@ Prompts are padded on the left, so that every sequence ends at the same place; p
 nobody. A model's next token is drawn from softmax(logits/τ) over the `top_k` likeliest, of those the fewest that hold
 `top_p` of the probability (Holtzman et al. 2020), by adding Gumbel noise and taking the largest. The noise is drawn
 from (seed, sequence), so models given the same seed draw alike, and a sequence draws the same in any batch.
+
+A model of one's own knows neither caches nor padding: it reads each sequence anew for every token.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ from torch import Tensor
 from lahr.model.cache import Cache
 from lahr.model.lahr import LAHR
 from lahr.model.layers import Linear
+from lahr.model.own import Own
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,33 @@ def lay_out(model: LAHR) -> None:
             module.weight.data = module.weight.data.t().contiguous().t()
 
 
+class _Cached:
+    """Logits (B, V) after the tokens (B, T) that follow those of the calls before."""
+
+    def __init__(self, model: LAHR) -> None:
+        self.model, self.cache = model, Cache()
+
+    def __call__(self, tokens_BT: Tensor, real_BT: Tensor) -> Tensor:
+        return self.model(tokens_BT, cache=self.cache, real_BT=real_BT)[:, -1]
+
+
+class _Whole:
+    """The same from a model that has no caches: each sequence from its beginning, and alone, so without padding."""
+
+    def __init__(self, model: Own) -> None:
+        self.model = model
+        self.sequences: list[Tensor] = []
+
+    def __call__(self, tokens_BT: Tensor, real_BT: Tensor) -> Tensor:
+        self.sequences = self.sequences or [tokens_BT.new_empty(0)] * len(tokens_BT)
+        new = [tokens[real] for tokens, real in zip(tokens_BT, real_BT, strict=True)]
+        self.sequences = [torch.cat(pair) for pair in zip(self.sequences, new, strict=True)]
+        return torch.stack([self.model(sequence[None])[0, -1] for sequence in self.sequences])
+
+
 @torch.inference_mode()
 def generate(
-    model: LAHR,
+    model: LAHR | Own,
     prompts: Sequence[Sequence[int]],
     max_new_tokens: int,
     sampling: Sampling | None = None,
@@ -107,13 +134,12 @@ def generate(
             f"{room} (max_seq_len): shorten the prompt"
             + (f" or ask for at most {room - longest + 1}" if longest <= room else "")
         )
-    device = model.embedding.weight.device
+    device = next(model.parameters()).device
     generators = [torch.Generator().manual_seed((sampling.seed << 20) + row) for row in range(len(prompts))]
     tokens_BT, real_BT = (x.to(device) for x in left_padded(prompts))
-    cache = Cache()
+    read = _Whole(model) if isinstance(model, Own) else _Cached(model)
     for _ in range(max_new_tokens):
-        logits_BTV = model(tokens_BT, cache=cache, real_BT=real_BT)
-        next_B = sampling.draw(logits_BTV[:, -1], generators)
+        next_B = sampling.draw(read(tokens_BT, real_BT), generators)
         going_B = real_BT[:, -1]
         yield [int(token) if going else None for token, going in zip(next_B, going_B, strict=True)]
         if stop is not None:

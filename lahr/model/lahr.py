@@ -49,6 +49,7 @@ class LAHR(nn.Module):
         self.config = c = config
         # Branches start smaller the more of them there are (Radford et al. 2019): the stream starts at the same size.
         block = (c.d_model, c.n_heads, c.hidden_dim, (2 * max(c.n_layers, 1)) ** -0.5)
+        options = {"qk_norm": c.qk_norm, "zero_init": c.zero_init}
         self.embedding = nn.Embedding(c.vocab_size, c.d_model, _weight=torch.empty(c.vocab_size, c.d_model))
         # As wide as a linear layer's start. At 0.02 the tied head is so flat that a short run spends itself on the
         # unigram: 0.8 nats worse after 0.33 M tokens of `quick` (docs/notebook.md).
@@ -59,7 +60,9 @@ class LAHR(nn.Module):
             return Router(c.d_model, capacity, c.mod_router, c.mod_gate, *losses)
 
         self.blocks = nn.ModuleList(
-            RoutedBlock(*block, router(c.mod_capacity)) if i in c.routed_layers else Block(*block)
+            RoutedBlock(*block, router(c.mod_capacity), **options)
+            if i in c.routed_layers
+            else Block(*block, **options)
             for i in range(c.n_layers)
         )
         self.memory: Memory | EarlierSegments | None = None
@@ -77,6 +80,7 @@ class LAHR(nn.Module):
                 c.latent_halting,
                 c.latent_exit,
                 router(c.latent_capacity) if c.latent_capacity < 1 else None,
+                **options,
             )
         self.norm = RMSNorm(c.d_model)
         rotary = rotary_table(c.max_seq_len, c.head_dim, c.rope_theta)

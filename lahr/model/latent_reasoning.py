@@ -40,12 +40,26 @@ LossesAt = Callable[[Tensor, slice], Tensor]
 
 
 class Core(Block):
-    """A block with a norm after each branch too, so that a pass adds the same amount whatever its weights."""
+    """A block with a norm after each branch too, so that a pass adds the same amount whatever its weights.
 
-    def __init__(self, d_model: int, n_heads: int, hidden: int, out_scale: float) -> None:
-        super().__init__(d_model, n_heads, hidden, out_scale)
-        self.attention_out_norm = RMSNorm(d_model)
-        self.feed_forward_out_norm = RMSNorm(d_model)
+    With `zero_init` these norms' weights start at zero, as those of a residual branch's last norm in Goyal et al. 2017,
+    and the projections before them do not: a norm of zeros would multiply their gradient by 1/√ε.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        hidden: int,
+        out_scale: float,
+        *,
+        qk_norm: bool = False,
+        zero_init: bool = False,
+    ) -> None:
+        super().__init__(d_model, n_heads, hidden, out_scale, qk_norm=qk_norm)
+        start = 0.0 if zero_init else 1.0
+        self.attention_out_norm = RMSNorm(d_model, start)
+        self.feed_forward_out_norm = RMSNorm(d_model, start)
 
     def forward(self, x_BTD: Tensor, window: Window) -> Tensor:
         x_BTD = x_BTD + self.attention_out_norm(self.attention(self.attention_norm(x_BTD), window))
@@ -96,10 +110,12 @@ class LatentReasoning(nn.Module):
         halting: Halting = "none",
         leaves_at: float = 0.5,
         router: Router | None = None,
+        **options: bool,
     ) -> None:
+        """`options` are those of the core's blocks."""
         super().__init__()
         self.iterations, self.halting, self.leaves_at = iterations, halting, leaves_at
-        self.core = nn.ModuleList(Core(d_model, n_heads, hidden, out_scale) for _ in range(layers))
+        self.core = nn.ModuleList(Core(d_model, n_heads, hidden, out_scale, **options) for _ in range(layers))
         self.input_norm = RMSNorm(d_model)
         self.decay_logit = parameter(d_model)  # Ā = σ(this): one half at the start, and B̄ = 1 − Ā
         self.injection = parameter(d_model, mean=0.5)

@@ -43,11 +43,11 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class RMSNorm(nn.Module):
-    """`rms_norm` times a learned weight for each channel, which starts at one."""
+    """`rms_norm` times a learned weight for each channel, which starts at one, or at `start`."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, start: float = 1.0) -> None:
         super().__init__()
-        self.weight = parameter(width, mean=1.0)
+        self.weight = parameter(width, mean=start)
 
     def forward(self, x: Tensor) -> Tensor:
         return rms_norm(x) * self.weight
@@ -154,18 +154,30 @@ class Window:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention, (B, T, D) to (B, T, D); token i sees the tokens 0 … i of the given order."""
+    """Causal multi-head attention, (B, T, D) to (B, T, D); token i sees the tokens 0 … i of the given order.
 
-    def __init__(self, d_model: int, n_heads: int, out_scale: float) -> None:
+    With `qk_norm` each head's queries and keys go through an RMS norm, with a learned weight for each channel that the
+    heads share, before they are turned by their positions (Henry et al. 2020; Dehghani et al. 2023, "Scaling Vision
+    Transformers to 22 Billion Parameters"): the scores cannot grow without bound.
+    """
+
+    def __init__(self, d_model: int, n_heads: int, out_scale: float, qk_norm: bool = False) -> None:
         super().__init__()
         self.n_heads = n_heads
         self.qkv = Linear(d_model, 3 * d_model)
         self.out = Linear(d_model, d_model, out_scale)
+        self.query_norm = RMSNorm(d_model // n_heads) if qk_norm else None
+        self.key_norm = RMSNorm(d_model // n_heads) if qk_norm else None
 
     def forward(self, x_BTD: Tensor, window: Window) -> Tensor:
         B, T, D = x_BTD.shape
         qkv_BT3HE = self.qkv(x_BTD).view(B, T, 3, self.n_heads, D // self.n_heads)
-        return self.out(window.attend(qkv_BT3HE[:, :, :2], qkv_BT3HE[:, :, 2]).reshape(B, T, D))
+        qk_BT2HE = qkv_BT3HE[:, :, :2]
+        if self.query_norm is not None and self.key_norm is not None:
+            weights_21E = torch.stack((self.query_norm.weight, self.key_norm.weight))[:, None]
+            # In fp32 at least where products are in bf16, and back, so that what attends sees one type.
+            qk_BT2HE = (rms_norm(qk_BT2HE.to(weights_21E.dtype)) * weights_21E).to(qk_BT2HE.dtype)
+        return self.out(window.attend(qk_BT2HE, qkv_BT3HE[:, :, 2]).reshape(B, T, D))
 
 
 class FeedForward(nn.Module):
@@ -184,13 +196,25 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then that + feed_forward(norm(that)): (B, T, D) to (B, T, D).
 
-    `out_scale` shrinks the start of both projections into the residual stream, by 1/√(2·layers) in a stack.
+    `out_scale` shrinks the start of both projections into the residual stream, by 1/√(2·layers) in a stack. With
+    `zero_init` they start at zero, and the block as the identity (Fixup, Zhang et al. 2019; ReZero, Bachlechner et al.
+    2020; a practice with μP, Yang et al. 2022).
     """
 
-    def __init__(self, d_model: int, n_heads: int, hidden: int, out_scale: float) -> None:
+    def __init__(
+        self,
+        d_model: int,
+        n_heads: int,
+        hidden: int,
+        out_scale: float,
+        *,
+        qk_norm: bool = False,
+        zero_init: bool = False,
+    ) -> None:
         super().__init__()
+        out_scale = 0.0 if zero_init else out_scale
         self.attention_norm = RMSNorm(d_model)
-        self.attention = Attention(d_model, n_heads, out_scale)
+        self.attention = Attention(d_model, n_heads, out_scale, qk_norm)
         self.feed_forward_norm = RMSNorm(d_model)
         self.feed_forward = FeedForward(d_model, hidden, out_scale)
 

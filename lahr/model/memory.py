@@ -13,7 +13,8 @@ the same with a whole key each, all of them searched: the published code's memor
 **kNN** (Memorizing Transformers, Wu et al. 2022) adds no layer: in one block each head's attention becomes
 y + g(m − y), where m attends to the k best of the keys of earlier segments of the same document, which carry no
 gradient, and g is learned for each head. Queries and keys are compared without positions and normalised, since they
-come from other segments. Their g is a sigmoid; ours is a tanh, which starts at 0: the model starts as the one without.
+come from other segments; with `qk_norm` what is normalised has been through that norm and its weights already. Their g
+is a sigmoid; ours is a tanh, which starts at 0: the model starts as the one without.
 """
 
 import math

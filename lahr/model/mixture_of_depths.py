@@ -10,6 +10,9 @@ detached input, whether a token is among the k (binary cross-entropy); under cau
 predictor exceeds a stored threshold, the running (1−c) quantile of its own outputs in training. A `threshold` router
 needs no predictor: its own score is compared with its own running quantile, in training too. A `random` router is
 a top-k router whose weight stays as it started: what it gains, no learned choice is needed for.
+
+A capacity just below 1, of which k = ⌈cT⌉ is T (1 − 1/(2T), say), is the control that gates and skips nothing: every
+token passes, under either routing.
 """
 
 import math
@@ -26,6 +29,8 @@ from lahr.model_config import Router as Kind
 Routing = Literal["topk", "causal"]
 MOMENTUM = 0.9
 """Share of a stored threshold that an observation keeps."""
+BELOW_ALL = -1e30
+"""A threshold that everything exceeds; finite, as what a checkpoint holds has to be."""
 
 
 def capacity_tokens(capacity: float, length: int) -> int:
@@ -173,10 +178,14 @@ class Router(nn.Module):
 
     @torch.no_grad()
     def observe(self, causal_BT: Tensor) -> None:
-        """Moves the threshold towards the value that B·⌈cT⌉ of these exceed; the first is taken whole."""
+        """Moves the threshold towards the value that B·⌈cT⌉ of these exceed; the first is taken whole. Where that is
+        all of them it is below whatever may come."""
         B, T = causal_BT.shape
         passing = B * capacity_tokens(self.capacity, T)
-        quantile = causal_BT.flatten().kthvalue(max(B * T - passing, 1)).values.to(self.threshold.dtype)
+        if passing == B * T:
+            quantile = torch.full_like(self.threshold, BELOW_ALL)
+        else:
+            quantile = causal_BT.flatten().kthvalue(B * T - passing).values.to(self.threshold.dtype)
         moved = MOMENTUM * self.threshold + (1 - MOMENTUM) * quantile
         self.threshold.copy_(torch.where(self.observations == 0, quantile, moved))
         self.observations += 1
@@ -201,8 +210,10 @@ class Predictor(nn.Module):
 class RoutedBlock(Block):
     """A block with a router; the parameters it shares with the plain `Block` keep their names."""
 
-    def __init__(self, d_model: int, n_heads: int, hidden: int, out_scale: float, router: Router) -> None:
-        super().__init__(d_model, n_heads, hidden, out_scale)
+    def __init__(
+        self, d_model: int, n_heads: int, hidden: int, out_scale: float, router: Router, **options: bool
+    ) -> None:
+        super().__init__(d_model, n_heads, hidden, out_scale, **options)
         self.router = router
 
     def forward(self, x_BTD: Tensor, window: Window, routing: Routing) -> tuple[Tensor, Routed]:  # type: ignore[override]

@@ -30,6 +30,8 @@ from lahr.training.progress import Progress
 
 WEIGHTS = "model."
 """How the names of tensors begin that are the model's own, which is all that a trained model needs."""
+AVERAGE = "average."
+"""How those begin that are the average of these over the steps, where one is kept (`train.ema`)."""
 _KEPT = 2
 _NEWEST = "newest.json"
 _WHOLE = "state.safetensors"
@@ -51,9 +53,21 @@ class Checkpoint:
         records = self.meta["records"]
         return bool(records) and records[-1]["status"] != "running"
 
+    def evaluated(self) -> dict[str, torch.Tensor]:
+        """The weights that evaluations are of, by the model's own names: the averaged ones where there are some."""
+        return below(AVERAGE, self.tensors) or below(WEIGHTS, self.tensors)
+
     def kept_tensors(self) -> dict[str, torch.Tensor]:
-        """Those to write: all that a later start needs, which of a trial that has ended is its weights."""
-        return {k: v for k, v in self.tensors.items() if k.startswith(WEIGHTS) or not self.has_ended}
+        """Those to write: all that a later start needs. Of a trial that has ended that is the weights it is judged by,
+        under the names of the model's own; of two kinds of weights only they are kept."""
+        if not self.has_ended:
+            return self.tensors
+        return {WEIGHTS + name: value for name, value in self.evaluated().items()}
+
+
+def below(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Those of `tensors` whose names begin with `prefix`, without it."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def nobody_else() -> None:

@@ -1,7 +1,8 @@
 """`torch.compile`, for the parts of a model that do the same in every training step: its blocks, core and memory.
 
 A part is compiled for its very shapes and for training alone; evaluation, whose batches and routed tokens vary, runs
-as written. The code is kept in inductor's own folder on the machine, where the next process finds it.
+as written. A model of one's own is compiled as a whole. The code is kept in inductor's own folder on the machine, where
+the next process finds it.
 """
 
 import contextlib
@@ -13,7 +14,7 @@ from torch import nn
 
 from lahr.config import TrialConfig
 from lahr.errors import check
-from lahr.model import LAHR
+from lahr.model import LAHR, Own
 from lahr.model.flops import training_flops_per_token
 from lahr.model.layers import Block
 from lahr.model.memory import EarlierSegments, Memory
@@ -59,17 +60,20 @@ def _tried(x: torch.Tensor) -> torch.Tensor:
     return x.sin() + 1
 
 
-def compile_parts(model: LAHR) -> None:
+def compile_parts(model: LAHR | Own) -> None:
     """Has the parts of `model` compiled when they are first called. In place, and no parameter changes its name."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = _VARIANTS
     torch._dynamo.config.optimize_ddp = False  # it would split a part where DDP's buckets end; parts are smaller
+    for part in [model.inner] if isinstance(model, Own) else _parts(model):
+        # The method, not the module: hooks of DDP and FSDP stay outside.
+        part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign, assignment]
+
+
+def _parts(model: LAHR) -> list[nn.Module]:
     varying = _varying(model)
-    for part in model.modules():
-        if isinstance(part, Block | Memory) and part not in varying:
-            # The method, not the module: hooks of DDP and FSDP stay outside.
-            part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign, assignment]
+    return [part for part in model.modules() if isinstance(part, Block | Memory) and part not in varying]
 
 
 def _varying(model: LAHR) -> set[nn.Module]:

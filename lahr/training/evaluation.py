@@ -7,13 +7,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from lahr.model.lahr import LAHR, Routing
+from lahr.model import LAHR, Own
 from lahr.model.memory import use_metrics
+from lahr.model.mixture_of_depths import Routing
 
 
 @torch.no_grad()
 def evaluate(
-    model: LAHR,
+    model: LAHR | Own,
     inputs_NT: torch.Tensor,
     targets_NT: torch.Tensor,
     *,

@@ -9,7 +9,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +17,11 @@ import torch.distributed as dist
 from lahr.config import TrialConfig
 from lahr.data import Batches, TokenData
 from lahr.files import Folder
-from lahr.model import LAHR
+from lahr.model import LAHR, build_model
 from lahr.model.flops import training_flops_per_token
 from lahr.training import checkpoints, parallel
-from lahr.training.checkpoints import Checkpoint
+from lahr.training.averaging import Average
+from lahr.training.checkpoints import AVERAGE, WEIGHTS, Checkpoint
 from lahr.training.compilation import as_written, compile_parts
 from lahr.training.evaluation import evaluate
 from lahr.training.optimizer import (
@@ -32,43 +32,13 @@ from lahr.training.optimizer import (
     optimizer_tensors,
     set_learning_rate,
 )
+from lahr.training.plan import milestones, random_seed, sampled_passes
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime, peak_memory_mib, prepare_process, require, reset_peak_memory
 from lahr.training.watch import Watch
 
 _EVALUATED_AT_ONCE = 2
 """Windows in a batch of an evaluation, for each that trains at once: without a gradient nothing is kept for it."""
-
-
-@dataclass(frozen=True)
-class Milestones:
-    """The steps after which something happens, each worked out from how often it is asked for."""
-
-    evaluate: frozenset[int]
-    checkpoint: frozenset[int]
-    record: frozenset[int]
-
-
-def milestones(config: TrialConfig) -> Milestones:
-    """Evenly spaced steps, the last of each being the trial's last."""
-
-    def spaced(count: int) -> frozenset[int]:
-        times = min(count, config.steps)
-        return frozenset(-(-config.steps * i // times) for i in range(1, times + 1))
-
-    evaluations, saves = spaced(config.train.evaluations), spaced(config.train.checkpoints)
-    records = spaced(config.train.log_points) | evaluations | saves | config.branches.keys()
-    return Milestones(evaluations, saves, records)
-
-
-def sampled_passes(config: TrialConfig, step: int) -> int | None:
-    """Passes of the latent core in step `step` (from 0): uniform on 1 … 2R−1, whose mean is R, from (seed, step), so
-    the same on every rank and after a resume. None where passes are not sampled."""
-    most = 2 * config.model.latent_iterations - 1
-    if most < 1 or config.model.latent_mode != "sampled":
-        return None
-    digest = hashlib.sha256(f"{config.seed}/passes/{step}".encode()).digest()
-    return 1 + int.from_bytes(digest[:8], "big") % most
 
 
 def train(
@@ -135,13 +105,14 @@ class _Run:
         self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         self.device = torch.device(runtime.device)
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
-        self.model = LAHR(config.model, seed=config.seed).to(dtype)
+        self.model = build_model(config.model, config.drawn_seed).to(dtype)
         if runtime.compile == "on":
             compile_parts(self.model)
         self.parallel = parallel.spread(self.model, self.device, runtime.sharding)
         self.optimizer = build_optimizer(self.model, config.train)
+        self.average = Average(self.model, config.train.ema) if config.train.ema else None
         block, segments = config.model.max_seq_len, config.data.segments
-        self.batches = Batches(data.train, config.train.batch_size, block, config.seed, segments)
+        self.batches = Batches(data.train, config.train.batch_size, block, config.drawn_seed, segments)
         self.validation = data.validation_blocks(config.data.validation_blocks, block, segments)
         self.bytes_per_token = data.bytes_per_token
         self.milestones = milestones(config)
@@ -155,7 +126,6 @@ class _Run:
         self.pairing = ""
         self.horizon = config.steps
         """Steps of the run whose schedule is followed: this one's, or those of a branch while it decays."""
-        torch.manual_seed(config.seed)
 
     def autocast(self) -> torch.autocast:
         """The precision of matrix products inside it."""
@@ -163,16 +133,11 @@ class _Run:
         return torch.autocast(self.runtime.device, dtype=torch.bfloat16, enabled=wanted)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Everything a later start needs, but for the position, which is the step.
-
-        Ranks have one random state: they start from one seed, and nothing in these models draws in training. So rank
-        0's is kept for all of them, and for any number of them later.
-        """
-        weights = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        random = {"random.cpu": torch.get_rng_state()}
-        if self.device.type == "cuda":
-            random["random.cuda"] = torch.cuda.get_rng_state()
-        return {**weights, **optimizer_tensors(self.optimizer), **random}
+        """Everything a later start needs, but for the position, which is the step: what is drawn follows from it."""
+        weights = {WEIGHTS + name: value for name, value in self.model.state_dict().items()}
+        averaged = self.average.tensors if self.average else {}
+        means = {AVERAGE + name: value for name, value in averaged.items()}
+        return {**weights, **means, **optimizer_tensors(self.optimizer)}
 
     def save(self, folder: Folder, meta: dict[str, Any]) -> None:
         """A checkpoint of this step: the whole by rank 0, or each rank's part by itself."""
@@ -192,13 +157,10 @@ class _Run:
     def load(self, checkpoint: Checkpoint) -> None:
         """Goes to where `checkpoint` was taken."""
         tensors = checkpoint.tensors
-        self.model.load_state_dict(
-            {name.removeprefix("model."): v for name, v in tensors.items() if name.startswith("model.")}
-        )
+        self.model.load_state_dict(checkpoints.below(WEIGHTS, tensors))
+        if self.average:
+            self.average.load(checkpoints.below(AVERAGE, tensors))
         load_optimizer_tensors(self.optimizer, tensors)
-        torch.set_rng_state(tensors["random.cpu"])
-        if self.device.type == "cuda" and "random.cuda" in tensors:
-            torch.cuda.set_rng_state(tensors["random.cuda"])
         self.step = checkpoint.step
         self.interval = checkpoint.meta.get("interval", {})
 
@@ -271,7 +233,7 @@ class _Run:
     def _compile(self) -> None:
         """Compiles what is to be compiled, so that no step that is timed does: a step whose gradient is thrown away, of
         the most passes that one can draw, since those before the last eight run in another way."""
-        sampled = self.config.model.latent_iterations > 0 and self.config.model.latent_mode == "sampled"
+        sampled = sampled_passes(self.config, 0) is not None
         self._gradient(2 * self.config.model.latent_iterations - 1 if sampled else None)
         self.optimizer.zero_grad()
         self.watch.alive()
@@ -330,6 +292,7 @@ class _Run:
         ids = self.batches.block_ids(self.step)
         self.pairing = hashlib.sha256(self.pairing.encode() + ids.tobytes()).hexdigest()[:16]
         set_learning_rate(self.optimizer, self._rate(self.step))
+        torch.manual_seed(random_seed(self.config, self.step, self.rank))
         loss, passes, causal_scores = self._gradient(sampled_passes(self.config, self.step))
         grad_norm = parallel.whole(
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
@@ -337,9 +300,12 @@ class _Run:
         self.optimizer.step()
         self.optimizer.zero_grad()
         if causal_scores:
+            assert isinstance(self.model, LAHR)
             self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)))
         self.passes.append(passes)
         self.step += 1
+        if self.average:
+            self.average.update(self.model, self.step)
         return loss, grad_norm
 
     def _gradient(self, of_passes: int | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
@@ -384,7 +350,11 @@ class _Run:
 
     def _evaluate(self, final: bool) -> dict[str, float]:
         inputs_NT, targets_NT = self.validation
-        with as_written() if self.runtime.compile == "on" else contextlib.nullcontext():
+        nothing = contextlib.nullcontext()
+        with (
+            as_written() if self.runtime.compile == "on" else nothing,
+            self.average.in_place_of(self.model) if self.average else nothing,
+        ):
             return evaluate(
                 self.model,
                 inputs_NT,

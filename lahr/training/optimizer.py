@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lahr.config import TrainConfig
+from lahr.model import LAHR
 
 _STATE = ("step", "exp_avg", "exp_avg_sq")
 VALUES_RATE = 10 / 3
@@ -13,8 +14,9 @@ VALUES_RATE = 10 / 3
 
 
 def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter 2019) over three groups: matrices, the rest without decay, memory values.
+    """AdamW (Loshchilov & Hutter 2019) over three groups: matrices, the rest without decay, LAHR's memory values.
 
+    Embeddings are of the rest, by their module or their name, a head that is tied to one too.
     Each group carries `scale`, what its rate is of the schedule's, and `names`, its parameters' names. A parameter
     that is frozen (`requires_grad` is False) is in none: it has no gradient and would never have moments to save.
     """
@@ -22,10 +24,11 @@ def build_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     others: list[str] = []
     values: list[str] = []
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for name, parameter in parameters.items():
-        if name.endswith("memory.values"):
+        if name == "memory.values" and isinstance(model, LAHR):
             values.append(name)
-        elif parameter.ndim >= 2 and "embedding" not in name:
+        elif parameter.ndim >= 2 and "embedding" not in name and id(parameter) not in embeddings:
             matrices.append(name)
         else:
             others.append(name)
@@ -90,9 +93,15 @@ def empty_optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch
 
 
 def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    """Puts back what `optimizer_tensors` gave; `KeyError` if a parameter's moments are missing."""
+    """Puts back what `optimizer_tensors` gave; `KeyError` if a part of a parameter's moments is missing.
+
+    One that has none at all has had no gradient yet: a model of one's own may not use all of itself in every step.
+    """
     for group in optimizer.param_groups:
         for name, parameter in zip(group["names"], group["params"], strict=True):
+            if not any(f"optimizer.{name}.{what}" in tensors for what in _STATE):
+                optimizer.state.pop(parameter, None)
+                continue
             optimizer.state[parameter] = {
                 what: tensors[f"optimizer.{name}.{what}"].to(parameter.device) for what in _STATE
             }

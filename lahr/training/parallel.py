@@ -14,14 +14,14 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lahr.errors import check
-from lahr.model import LAHR
+from lahr.model import LAHR, Own
 from lahr.model.memory import EarlierSegments
 from lahr.training.runtime import Sharding
 
 Value = TypeVar("Value")
 
 
-def spread(model: LAHR, device: torch.device, sharding: Sharding) -> nn.Module:
+def spread(model: LAHR | Own, device: torch.device, sharding: Sharding) -> nn.Module:
     """The model on `device`, as what every process calls to train; collective where there are several.
 
     `model` itself is moved, and under "shard" its parameters become DTensors split along their first dimension, so
@@ -42,7 +42,7 @@ def spread(model: LAHR, device: torch.device, sharding: Sharding) -> nn.Module:
     return DistributedDataParallel(model) if several else model
 
 
-def _shard(model: LAHR, device: torch.device) -> None:
+def _shard(model: LAHR | Own, device: torch.device) -> None:
     # Imported here: it takes a second, which runs without it, and each of their workers, need not pay.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
@@ -51,8 +51,9 @@ def _shard(model: LAHR, device: torch.device) -> None:
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     # The latent module as one, so that its weights are gathered once for all of its passes. A module that is still
-    # on the CPU reaches the device as it is split: there is never a whole model on it.
-    for part in [*model.blocks, model.memory, model.latent]:
+    # on the CPU reaches the device as it is split: there is never a whole model on it. A model of one's own is split as
+    # one, since nobody knows its parts: while it runs, each process holds its whole weights, not its moments.
+    for part in [] if isinstance(model, Own) else [*model.blocks, model.memory, model.latent]:
         # The kNN memory is read inside a block, never called itself: its gates are the root's.
         if part is not None and not isinstance(part, EarlierSegments):
             fully_shard(part, mesh=mesh)

@@ -1,17 +1,16 @@
-"""The effects of a 2^k factorial in seed blocks: estimates, two intervals, one verdict each.
+"""The effects of a design in seed blocks: estimates, two intervals, one verdict each.
 
-An effect is the mean of the metric with a factor ON minus its mean with it OFF; an interaction is half the difference
-of differences (and so on), which is twice the coefficient of a ±1 regression. Two estimators share that estimate:
-*blocked*, the t of `y ~ a*b*c + C(seed)` with its pooled residual, and *seed-wise*, one t over each seed's own
-contrast, which holds where an effect differs from seed to seed. An effect's p is the larger of the two, then Holm
-over all effects (`docs/how-it-works.md` has the simulations behind that choice). The design is balanced, so both
-are closed forms of the blocks' contrasts; `tests/sweeps/analysis` holds them equal to statsmodels.
+What an effect is, `contrasts.py` says: weights over cells; with two levels it is the mean of the metric with a factor
+ON minus its mean with it OFF. Two estimators share that estimate: *blocked*, the t of `y ~ a*b*c + C(seed)` with its
+pooled residual, and *seed-wise*, one t over each seed's own contrast, which holds where an effect differs from seed to
+seed. An effect's p is the larger of the two, then Holm over all effects (`docs/statistics.md` has the simulations
+behind that choice). Blocks are complete, so both are closed forms; `tests/sweeps/analysis` holds them equal to
+statsmodels.
 """
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -20,8 +19,8 @@ from scipy import stats
 
 from lahr.errors import check
 from sweeps.analysis import power
+from sweeps.analysis.contrasts import Contrasts
 
-FACTORS = ("mod", "latent", "memory")
 EXPLORATORY_BLOCKS = 3
 """With so few blocks no effect of a plausible size can be claimed, and every verdict is "exploratory"."""
 
@@ -32,29 +31,38 @@ class Effects:
 
     table: pd.DataFrame
     """One row an effect: term, estimate, blocked_low, blocked_high, seedwise_low, seedwise_high (95 %), p_blocked,
-    p_seedwise, p (the larger), p_adjusted (Holm), verdict, bound_low, bound_high (the outer 90 % limits)."""
+    p_seedwise, p (the larger), p_adjusted (Holm), verdict, bound_low, bound_high (the outer 90 % limits), detectable
+    (the effect found with 80 % probability at the strictest Holm step, given `sigma` and the blocks)."""
     metric: str
-    factors: tuple[str, ...]
+    design: Contrasts
     smallest_effect: float | None
     """The smallest effect of interest, declared beforehand, in the metric's unit."""
     blocks: tuple[int, ...]
-    """Seeds whose corner cells are all finished: only these enter the estimates."""
+    """Seeds of which every cell of the design is finished: only these enter the estimates."""
     incomplete: tuple[int, ...]
     """Seeds left out, for a missing, failed or diverged trial."""
     missing: tuple[tuple[str, int], ...]
     """(cell, seed) with no row in the table, of the seeds that have any."""
     diverged: tuple[tuple[str, int], ...]
     """(cell, seed) that diverged, or whose metric is not finite."""
+    doubtful: tuple[str, ...]
+    """Rows of the table that were set aside, each in a few words."""
     losses: pd.DataFrame
-    """The metric of the complete blocks: one row a seed, one column a corner cell."""
+    """The metric of the complete blocks: one row a seed, one column a cell of the design."""
     contrasts: pd.DataFrame
     """Each seed's own estimate of each effect: one row a seed, one column a term."""
     sigma: float
     """Residual standard deviation of one trial within its block; NaN below two blocks."""
-    smallest_detectable: float
-    """The effect found with 80 % probability at the strictest Holm step, given `sigma` and the blocks."""
     checks: Mapping[str, Any]
     """normality_p (Shapiro-Wilk on the residuals), equal_variances_p (Levene by cell), outlying_seeds."""
+    max_seeds: int | None = None
+    """Where blocks are added until all is settled (`adaptive.py`): how many there may be at most. Then intervals are
+    repeated ones, there is no adjusted p, and `settled_at` in the table says after how many seeds."""
+
+    @property
+    def smallest_detectable(self) -> float:
+        """The size from which on every effect is found with 80 % probability."""
+        return float(self.table["detectable"].max())
 
     @property
     def withheld(self) -> bool:
@@ -67,53 +75,39 @@ class Effects:
         return len(self.blocks) <= EXPLORATORY_BLOCKS
 
 
-def terms(factors: Sequence[str] = FACTORS) -> list[str]:
-    """`a`, `b`, …, `a:b`, …, `a:b:c`: main effects, then interactions by order."""
-    return [":".join(term) for size in range(1, len(factors) + 1) for term in combinations(factors, size)]
+def fit(losses_SC: np.ndarray, weights_CT: np.ndarray, confidence: float = 0.95) -> dict[str, np.ndarray]:
+    """Estimates, both intervals and both p of shape (…, T), and sigma of shape (…), from losses (…, S seeds, C cells);
+    NaN where S < 2.
 
-
-def corner_cells(factors: Sequence[str] = FACTORS) -> list[str]:
-    """Names of the 2^k cells: `base`, then by what is on."""
-    return ["base", *(term.replace(":", "+") for term in terms(factors))]
-
-
-def signs(factors: Sequence[str] = FACTORS) -> np.ndarray:
-    """The ±1 matrix of shape (2^k cells, 2^k − 1 terms), in the orders of `corner_cells` and `terms`."""
-    on = [set() if cell == "base" else set(cell.split("+")) for cell in corner_cells(factors)]
-    return np.array(
-        [[math.prod(1 if f in cell else -1 for f in t.split(":")) for t in terms(factors)] for cell in on]
-    )
-
-
-def contrasts(losses_SC: np.ndarray, factors: Sequence[str] = FACTORS) -> np.ndarray:
-    """Each seed's own effects (…, S, T) from losses (…, S seeds, C corner cells)."""
-    return losses_SC @ signs(factors) * (2 / losses_SC.shape[-1])
-
-
-def fit(contrasts_ST: np.ndarray, confidence: float = 0.95) -> dict[str, np.ndarray]:
-    """Estimates, both intervals and both p of shape (…, T), and sigma of shape (…); NaN where S < 2.
-
-    The contrasts of a block are orthogonal, so their scatter over seeds, each scaled by C/4, adds up to the residual
-    sum of squares of the blocked model, with (C − 1)(S − 1) degrees of freedom.
+    Sigma is the residual standard deviation of `y ~ cell + seed`, with (C − 1)(S − 1) degrees of freedom; a term whose
+    weights have the norm w has the blocked standard error w·sigma/√S, and the seed-wise one of its own scatter.
     """
-    seeds, effects = contrasts_ST.shape[-2:]
-    estimate = contrasts_ST.mean(-2)
+    seeds, cells = losses_SC.shape[-2:]
+    own_ST = losses_SC @ weights_CT
+    estimate = own_ST.mean(-2)
     if seeds < 2:
         empty = np.full_like(estimate, np.nan)
         names = ("blocked_low", "blocked_high", "seedwise_low", "seedwise_high", "p_blocked", "p_seedwise")
-        return {"estimate": estimate, **dict.fromkeys(names, empty), "sigma": empty[..., 0]}
-    variance = contrasts_ST.var(-2, ddof=1)
-    sigma = np.sqrt(variance.mean(-1) * (effects + 1) / 4)
+        return {"estimate": estimate, **dict.fromkeys(names, empty), "sigma": np.full(estimate.shape[:-1], np.nan)}
+    sigma = residual_sd(losses_SC)
     result = {"estimate": estimate, "sigma": sigma}
-    blocked_error = np.broadcast_to(np.sqrt(variance.mean(-1, keepdims=True) / seeds), estimate.shape)
+    norms_T = np.sqrt((weights_CT**2).sum(0))
     for name, error, freedom in (
-        ("blocked", blocked_error, effects * (seeds - 1)),
-        ("seedwise", np.sqrt(variance / seeds), seeds - 1),
+        ("blocked", sigma[..., None] * norms_T / math.sqrt(seeds), (cells - 1) * (seeds - 1)),
+        ("seedwise", own_ST.std(-2, ddof=1) / math.sqrt(seeds), seeds - 1),
     ):
         half = stats.t.isf((1 - confidence) / 2, freedom) * error
         result |= {f"{name}_low": estimate - half, f"{name}_high": estimate + half}
         result[f"p_{name}"] = paired_p(estimate, error, freedom)
     return result
+
+
+def residual_sd(losses_SC: np.ndarray) -> np.ndarray:
+    """Residual standard deviation of a trial within its block, (…), from losses (…, S ≥ 2, C)."""
+    seeds, cells = losses_SC.shape[-2:]
+    centred = losses_SC - losses_SC.mean(-1, keepdims=True)
+    residuals = centred - centred.mean(-2, keepdims=True)
+    return np.sqrt((residuals**2).sum((-2, -1)) / ((seeds - 1) * (cells - 1)))
 
 
 def paired_p(estimate: np.ndarray, error: np.ndarray, freedom: int) -> np.ndarray:
@@ -136,36 +130,34 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 def estimate(
     trials: pd.DataFrame,
-    factors: Sequence[str] = FACTORS,
+    design: Contrasts,
     metric: str = "val_loss",
     smallest_effect: float | None = None,
 ) -> Effects:
-    """The 2^k − 1 effects of `factors` on `metric`, from one row a trial.
+    """The effects of `design` on `metric`, from one row a trial.
 
     `trials` has the columns `cell`, `seed`, `metric` and, where known, `status` ("finished" or "diverged"); cells
-    other than the 2^k corners (`corner_cells`) are left to `comparisons`. `ConfigError` on a missing column, a
-    cell that appears twice in a block, or a smallest effect that is not above 0.
+    that are not of the design are left to `comparisons`. A row that cannot be believed is set aside and named.
+    `ConfigError` on a missing column, or a smallest effect that is not above 0.
     """
-    factors = tuple(factors)
     check(smallest_effect is None or smallest_effect > 0, f"smallest_effect is {smallest_effect}; give it above 0")
     check("cell" in trials, "the table of trials has no column 'cell'")
-    cells = corner_cells(factors)
-    wide, diverged = blocks_by_cell(trials[trials["cell"].isin(cells)], metric)
+    cells = list(design.cells)
+    wide, diverged, doubtful = blocks_by_cell(trials[trials["cell"].isin(cells)], metric)
     wide = wide.reindex(columns=cells)
     losses = wide.dropna()
     seeds = tuple(int(s) for s in wide.index)
     blocks = tuple(int(s) for s in losses.index)
     absent = [(cell, s) for s in seeds for cell in cells if math.isnan(float(wide.loc[s, cell]))]  # type: ignore[arg-type]
-    own = contrasts(losses.to_numpy(float), factors)
-    if not blocks:
-        own = np.full((1, len(cells) - 1), np.nan)
-    inner, outer = fit(own), fit(own, confidence=0.90)
+    known = losses.to_numpy(float) if blocks else np.full((1, len(cells)), np.nan)
+    inner, outer = fit(known, design.weights_CT), fit(known, design.weights_CT, confidence=0.90)
     sigma = float(inner.pop("sigma"))
-    table = pd.DataFrame({"term": terms(factors), **inner})
+    table = pd.DataFrame({"term": design.terms, **inner})
     table["p"] = table[["p_blocked", "p_seedwise"]].max(axis=1, skipna=False)
     table["p_adjusted"] = holm(table["p"].to_numpy())
     table["bound_low"] = np.minimum(outer["blocked_low"], outer["seedwise_low"])
     table["bound_high"] = np.maximum(outer["blocked_high"], outer["seedwise_high"])
+    table["detectable"] = [power.smallest_detectable(sigma, len(blocks), w, len(table)) for w in design.norms_T]
     verdicts = [
         _verdict(row, len(blocks), smallest_effect, bool(diverged)) for row in table.to_dict(orient="records")
     ]
@@ -173,32 +165,43 @@ def estimate(
     return Effects(
         table=table,
         metric=metric,
-        factors=factors,
+        design=design,
         smallest_effect=smallest_effect,
         blocks=blocks,
         incomplete=tuple(s for s in seeds if s not in blocks),
         missing=tuple(pair for pair in absent if pair not in diverged),
         diverged=diverged,
+        doubtful=doubtful,
         losses=losses,
-        contrasts=pd.DataFrame(own[: len(blocks)], index=losses.index, columns=terms(factors)),
+        contrasts=pd.DataFrame(design.own(losses.to_numpy(float)), index=losses.index, columns=list(design.terms)),
         sigma=sigma,
-        smallest_detectable=power.smallest_detectable(sigma, len(blocks), len(factors)),
         checks=assumptions(losses.to_numpy(float), blocks),
     )
 
 
-def blocks_by_cell(trials: pd.DataFrame, metric: str) -> tuple[pd.DataFrame, tuple[tuple[str, int], ...]]:
-    """`metric` with one row a seed and one column a cell (NaN where there is none), and the diverged (cell, seed)."""
+def blocks_by_cell(
+    trials: pd.DataFrame, metric: str
+) -> tuple[pd.DataFrame, tuple[tuple[str, int], ...], tuple[str, ...]]:
+    """`metric` with one row a seed and one column a cell (NaN where there is none), the diverged (cell, seed), and what
+    was set aside: a cell that stands twice at a seed with two figures, a row that is finished without a figure."""
     for column in ("cell", "seed", metric):
         check(column in trials, f"the table of trials has no column {column!r}; it has {', '.join(trials.columns)}")
-    for cell, seed in trials.loc[trials.duplicated(["cell", "seed"]), ["cell", "seed"]].itertuples(index=False):
-        check(False, f"cell {cell!r} appears twice at seed {seed} in the table of trials; keep one of them")
-    value = trials[metric].astype(float)
-    bad = ~np.isfinite(value)
+    trials = trials.assign(**{metric: pd.to_numeric(trials[metric], errors="coerce").astype(float)})
+    finite = np.isfinite(trials[metric])
+    bad = ~finite
+    doubtful = []
     if "status" in trials:
-        bad |= trials["status"] == "diverged"
-    wide = trials.assign(**{metric: value.mask(bad)}).pivot(index="seed", columns="cell", values=metric)
-    return wide, tuple((str(c), int(s)) for c, s in zip(trials["cell"][bad], trials["seed"][bad], strict=True))
+        bad = trials["status"] == "diverged"
+        for cell, seed in trials.loc[~finite & ~bad, ["cell", "seed"]].itertuples(index=False):
+            doubtful.append(f"{cell} at seed {seed} is finished and has no {metric}")
+    diverged = tuple((str(c), int(s)) for c, s in zip(trials["cell"][bad], trials["seed"][bad], strict=True))
+    value = trials.assign(**{metric: trials[metric].mask(bad | ~finite)}).drop_duplicates(["cell", "seed", metric])
+    twice = value.duplicated(["cell", "seed"], keep=False)
+    for (cell, seed), rows in value[twice].groupby(["cell", "seed"]):
+        figures = " and ".join("none" if math.isnan(v) else f"{v:.6g}" for v in rows[metric])
+        doubtful.append(f"{cell} at seed {seed} stands {len(rows)} times in the table, with {figures}")
+    value = value.assign(**{metric: value[metric].mask(twice)}).drop_duplicates(["cell", "seed"])
+    return value.pivot(index="seed", columns="cell", values=metric), diverged, tuple(doubtful)
 
 
 def assumptions(losses_SC: np.ndarray, blocks: Sequence[int]) -> dict[str, Any]:

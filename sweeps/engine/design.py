@@ -1,94 +1,25 @@
 """A design as a value: factors, cells, seed blocks and trials, to print, hash, compare and extend.
 
-A full factorial of factors with an off level and one or more on levels. A cell is named by what is on: `base`,
-`mod`, `mod+latent`. The first on level gives the corner of the 2^k factorial; a further one is named with its
-value, `mod=0.25+latent`, and stands beside the corners. An extra cell is a corner with options of the model at other
-values, `mod~mod_router=random`, to be compared with that corner. Seeds are blocks: every cell runs every seed.
+A factorial of factors with two or more levels, crossed or nested. A cell is named by what is not at its first level:
+`base`, `mod`, `mod+latent`, `act=silu+norm=post`. An extra cell is one of them with some fields at other values,
+`mod~mod_router=random`, to be compared with that cell. Seeds are blocks: every cell runs every seed.
 """
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any, Literal
 
 from lahr.config import TrialConfig
 from lahr.errors import check, nearest
 from lahr.model.flops import parameter_counts, training_flops_per_token
-from lahr.model_config import ModelConfig
-from lahr.plain import canonical_json, from_dict, read_field
-from lahr.presets import with_levels
+from lahr.plain import canonical_json, from_dict
+from sweeps.analysis.contrasts import Contrasts, crossed, grid
+from sweeps.engine.factors import Extra, Factor, Level, levels_of, with_fields
 
-Level = float | int
-_NOT_OPTIONS = {
-    "mod_capacity": "--capacity",
-    "latent_iterations": "--iterations",
-    "vocab_size": "",
-    "max_seq_len": "",
-}
-"""Fields of the model that no extra cell may set, with the option that sets a factor's levels."""
-
-
-@dataclass(frozen=True)
-class Factor:
-    """Something varied: a field of the model, off at one value and on at one or more."""
-
-    name: str
-    field: str
-    off: Level
-    on: tuple[Level, ...]
-
-    def __post_init__(self) -> None:
-        check(bool(self.on), f"factor {self.name} has no on level; give at least one value of {self.field}")
-        levels = (self.off, *self.on)
-        check(
-            len(set(levels)) == len(levels),
-            f"factor {self.name} has the levels {', '.join(map(str, levels))}; each must be given once, "
-            f"and {self.off} is the one that turns it off",
-        )
-
-    def label(self, level: Level) -> str:
-        """What a cell's name says of this factor at that level; empty when it is off."""
-        if level == self.off:
-            return ""
-        return self.name if level == self.on[0] else f"{self.name}={level:g}"
-
-
-@dataclass(frozen=True)
-class Extra:
-    """A cell beside the factorial: a corner with some fields of the model at other values."""
-
-    corner: str
-    """The cell it is compared with: `base`, `mod`, …"""
-    fields: tuple[tuple[str, Any], ...]
-    """Names and values, in the order they were given."""
-
-    @staticmethod
-    def parse(text: str) -> "Extra":
-        """From `corner:field=value,field=value`; `ConfigError` for what is unknown or ill-typed."""
-        corner, colon, assignments = text.partition(":")
-        pairs = [assignment.strip().partition("=") for assignment in assignments.split(",")]
-        check(
-            bool(colon and corner) and all(name and equals and value for name, equals, value in pairs),
-            f"--extra {text!r} is not of the form cell:field=value,field=value, such as mod:mod_router=random",
-        )
-        for name, _, _ in pairs:
-            check(
-                name not in _NOT_OPTIONS,
-                f"--extra {text!r} sets {name}, which "
-                + (
-                    f"is a factor of the study; give its levels with {_NOT_OPTIONS[name]}"
-                    if _NOT_OPTIONS.get(name)
-                    else "would change the data that the cell reads, and nothing would be paired; leave it out"
-                ),
-            )
-        return Extra(corner, tuple((name, read_field(ModelConfig, name, value)) for name, _, value in pairs))
-
-    @property
-    def name(self) -> str:
-        """The cell's name."""
-        return "~".join([self.corner, *(f"{name}={value}" for name, value in self.fields)])
+Equal = Literal["tokens", "flops", "time"]
 
 
 @dataclass(frozen=True)
@@ -98,12 +29,10 @@ class Cell:
     name: str
     levels: Mapping[str, Level]
     """Field → level, for every factor."""
-    on: Mapping[str, bool]
-    """Factor's name → whether it is on."""
-    corner: bool
-    """Whether every factor that is on is at its first on level: the cell belongs to the 2^k factorial."""
+    tested: bool
+    """Whether it enters the effects."""
     extra: Extra | None = None
-    """What sets an extra cell apart from its corner."""
+    """What sets an extra cell apart."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +47,19 @@ class Trial:
     flops: float
     """Training FLOPs of the whole trial, by the closed form, every token running all passes."""
 
+    @property
+    def fingerprint(self) -> str:
+        """Of configuration, seed and data; the end of its id."""
+        return self.id.rpartition("-")[2]
+
+    def named(self) -> dict[str, Any]:
+        """What its files call it."""
+        return {"trial": self.id, "cell": self.cell, "seed": self.seed}
+
+    def described(self) -> dict[str, Any]:
+        """What stands in its `config.json`: everything needed to run it again."""
+        return {**self.named(), "levels": dict(self.levels), "config": asdict(self.config)}
+
 
 @dataclass(frozen=True)
 class Design:
@@ -125,66 +67,107 @@ class Design:
 
     factors: tuple[Factor, ...]
     config: TrialConfig
-    """Every factor off; the seed in it is not used."""
+    """Every factor at its first level, whatever stands in it; the seed in it is not used."""
     content_hash: str
     """Of the data's tokens."""
     seeds: int
-    """Seed blocks, numbered from 0."""
+    """Seed blocks, numbered from `first_seed`."""
     extras: tuple[Extra, ...] = ()
+    order: int | None = None
+    """The most factors of an interaction that is estimated; all of them if None."""
+    without: tuple[str, ...] = ()
+    """Cells that are left out."""
+    equal: Equal = "tokens"
+    """What all cells spend as much of."""
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """Cell → optimiser steps, where they are not those of the configuration; worked out before the sweep."""
+    first_seed: int = 0
 
     def __post_init__(self) -> None:
         check(self.seeds >= 1, f"--seeds is {self.seeds}; give at least 1 (5 see large effects, 8 support a claim)")
-        for cell in self.cells():  # every combination must be a valid model
-            replace(self.config, model=self._model(cell))
-        names = [extra.name for extra in self.extras]
-        check(len(set(names)) == len(names), f"an extra cell is given twice: {', '.join(names)}")
+        names, fields = [f.name for f in self.factors], [f.field for f in self.factors]
+        check(bool(names), "the design has no factor; give one at least")
+        check(len(set(names)) == len(names), f"two factors have one name: {', '.join(names)}")
+        for name in fields:
+            both = [factor.name for factor in self.factors if factor.field == name]
+            check(
+                len(both) == 1,
+                f"the factors {' and '.join(both)} both set {name}; give that field one factor, with all its levels",
+            )
+        for factor in self.factors:
+            parent = next((other for other in self.factors if other.name == factor.within), None)
+            check(
+                parent is None or not parent.switch or len(parent.levels) == 2,
+                f"factor {factor.name} is nested in {factor.within}, which has further levels; give it two",
+            )
+        extras = [extra.name for extra in self.extras]
+        check(len(set(extras)) == len(extras), f"an extra cell is given twice: {', '.join(extras)}")
+        by_config: dict[str, str] = {}
+        for cell in self.cells():  # every combination must be a valid configuration, and one of its own
+            config = self._configured(cell)
+            same = by_config.setdefault(config.fingerprint(self.content_hash), cell.name)
+            check(
+                same == cell.name,
+                f"the cells {same} and {cell.name} are the same configuration: what sets them apart decides nothing "
+                "there; leave one of them out (--without), or nest the factor",
+            )
+
+    @cached_property
+    def contrasts(self) -> Contrasts:
+        """The effects that it estimates. `ConfigError` if it cannot, with the cells that would mend it."""
+        tested = [factor.to_analysis(tested=True) for factor in self.factors]
+        there = grid(tested)
+        return crossed(tested, self.order, [cell for cell in self.without if cell in there])
 
     def cells(self) -> tuple[Cell, ...]:
-        """All combinations, `base` first, the corners of one factor before those of two."""
-        combinations = itertools.product(*[(factor.off, *factor.on) for factor in self.factors])
-        cells = [self._cell(levels) for levels in combinations]
-        order = [factor.name for factor in self.factors]
-        cells.sort(key=lambda c: (not c.corner, sum(c.on.values()), [not c.on[name] for name in order]))
-        corners = {cell.name: cell for cell in cells if cell.corner}
-        for extra in self.extras:
+        """All combinations, those of the effects first, then further levels, then extra cells."""
+        every = grid([factor.to_analysis() for factor in self.factors])
+        tested = self.contrasts.cells
+        for name in self.without:
             check(
-                extra.corner in corners,
-                f"--extra names the cell {extra.corner!r}{nearest(extra.corner, list(corners))}; it must be one of "
-                f"{', '.join(corners)}",
+                name in every,
+                f"--without names the cell {name!r}{nearest(name, list(every))}, which there is none of",
             )
-            cells.append(replace(corners[extra.corner], name=extra.name, corner=False, extra=extra))
-        return tuple(cells)
-
-    def _cell(self, levels: tuple[Level, ...]) -> Cell:
-        chosen = list(zip(self.factors, levels, strict=True))
-        by_field = {factor.field: level for factor, level in chosen}
-        return Cell(
-            name="+".join(label for factor, level in chosen if (label := factor.label(level))) or "base",
-            levels=by_field,
-            on={factor.name: level != factor.off for factor, level in chosen},
-            corner=all(level in (factor.off, factor.on[0]) for factor, level in chosen),
-        )
+        further = [name for name in every if name not in tested and name not in self.without]
+        cells = {n: Cell(n, levels_of(self.factors, every[n]), n in tested) for n in [*tested, *further]}
+        for extra in self.extras:
+            for name in (extra.corner, *extra.compared):
+                check(
+                    name in cells,
+                    f"--extra names the cell {name!r}{nearest(name, list(cells))}; it must be one of "
+                    f"{', '.join(cells)}",
+                )
+        made = [Cell(e.name, cells[e.corner].levels, False, e) for e in self.extras]
+        return (*cells.values(), *made)
 
     def trials(self) -> tuple[Trial, ...]:
         """Every cell at every seed, block by block."""
         of_cells = [self._of_cell(cell) for cell in self.cells()]
-        return tuple(trial(seed) for seed in range(self.seeds) for trial in of_cells)
+        seeds = range(self.first_seed, self.first_seed + self.seeds)
+        return tuple(trial(seed) for seed in seeds for trial in of_cells)
 
-    def _model(self, cell: Cell) -> ModelConfig:
-        model = with_levels(self.config.model, cell.levels)
-        if cell.extra is None:
-            return model
-        changed = with_levels(model, dict(cell.extra.fields))
-        check(
-            changed.settled() != model.settled(),
-            f"--extra {cell.name} changes nothing: in {cell.extra.corner} "
-            f"{', '.join(name for name, _ in cell.extra.fields)} decides nothing, or has that value already",
-        )
-        return changed
+    def one_block(self) -> tuple[Trial, ...]:
+        """A trial of each cell."""
+        return replace(self, seeds=1).trials()
+
+    def _configured(self, cell: Cell) -> TrialConfig:
+        config = with_fields(self.config, cell.levels)
+        if cell.extra is not None:
+            plain, config = config, with_fields(config, dict(cell.extra.fields))
+            check(
+                config.identity(self.content_hash) != plain.identity(self.content_hash),
+                f"--extra {cell.name} changes nothing: in {cell.extra.corner} "
+                f"{', '.join(name for name, _ in cell.extra.fields)} decides nothing, or has that value already",
+            )
+        if self.steps:
+            check(cell.name in self.steps, f"the budget says nothing of the cell {cell.name}")
+            tokens = self.steps[cell.name] * config.tokens_per_step
+            config = replace(config, train=replace(config.train, tokens=tokens))
+        return config
 
     def _of_cell(self, cell: Cell) -> Callable[[int], Trial]:
         """The cell's trial at a seed."""
-        of_cell = replace(self.config, model=self._model(cell))
+        of_cell = self._configured(cell)
         tokens = of_cell.steps * of_cell.tokens_per_step
         flops = training_flops_per_token(of_cell.model, segments=of_cell.data.segments) * tokens
 
@@ -196,10 +179,11 @@ class Design:
         return trial
 
     def identity(self) -> dict[str, Any]:
-        """What makes it this design: factors, levels, configuration and data; not seeds, paths or machine."""
-        config = replace(self.config, seed=0).identity(self.content_hash)
-        extras = [extra.name for extra in self.extras]
-        return {"factors": [asdict(factor) for factor in self.factors], "config": config, "extras": extras}
+        """What makes it this design: factors, levels, configuration, budget and data; not seeds, paths or machine."""
+        values = self.to_dict()
+        for name in ("content_hash", "seeds", "first_seed"):
+            del values[name]
+        return values | {"config": replace(self.config, seed=0).identity(self.content_hash)}
 
     def digest(self) -> str:
         """Twelve hex digits of the identity."""
@@ -207,24 +191,29 @@ class Design:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, to stand in `design.json`."""
-        return {
-            "factors": [asdict(factor) for factor in self.factors],
-            "config": asdict(self.config),
-            "content_hash": self.content_hash,
-            "seeds": self.seeds,
-            "extras": [asdict(extra) for extra in self.extras],
-        }
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> "Design":
         """The inverse of `to_dict`."""
-        factors = tuple(Factor(**{**factor, "on": tuple(factor["on"])}) for factor in values["factors"])
-        config = from_dict(TrialConfig, values["config"])
-        extras = tuple(
-            Extra(extra["corner"], tuple((name, value) for name, value in extra["fields"]))
-            for extra in values.get("extras", [])
-        )
-        return Design(factors, config, values["content_hash"], values["seeds"], extras)
+        made = {
+            "factors": tuple(
+                Factor(**{**factor, "levels": tuple(factor["levels"]), "names": tuple(factor["names"])})
+                for factor in values["factors"]
+            ),
+            "config": from_dict(TrialConfig, values["config"]),
+            "extras": tuple(
+                Extra(
+                    e["corner"],
+                    tuple((name, value) for name, value in e["fields"]),
+                    e["label"],
+                    tuple(e["against"]),
+                )
+                for e in values["extras"]
+            ),
+            "without": tuple(values["without"]),
+        }
+        return Design(**{**values, **made})
 
 
 def differences(ours: Design, theirs: Design) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line of a study over LAHR's three factors, and what it resolves to before anything starts."""
+"""The command line of every study, and the design that it asks for; a study adds its factors."""
 
 import math
 import os
@@ -6,7 +6,7 @@ import re
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal, Self
 
 import tyro
 
@@ -15,18 +15,29 @@ from lahr.errors import check
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
 from lahr.model_config import ModelConfig
-from lahr.presets import Preset
+from lahr.plain import changed
+from lahr.presets import Preset, preset
 from lahr.training import compilation
-from sweeps.engine.design import Design, Extra, Factor
+from sweeps.analysis.effects import Effects
+from sweeps.analysis.sequential import looks
+from sweeps.engine.budget import at_equal_flops
+from sweeps.engine.design import Design, Equal
+from sweeps.engine.factors import Extra, Factor
 
 Command = Literal["run", "plan", "status", "report"]
-_OFF = {"mod_capacity": 1.0, "latent_iterations": 0, "memory_slots": 0}
-_OPTION = {"mod_capacity": "--capacity", "latent_iterations": "--iterations", "memory_slots": "--slots"}
 
 
 @dataclass(frozen=True)
-class Options:
-    """Mixture-of-Depths × latent reasoning × memory, each on or off, in seed blocks."""
+class StudyOptions:
+    """What every study is asked. One of its own is a subclass with its factors."""
+
+    NAME: ClassVar[str] = ""
+    """How the names of its folders begin."""
+    FACTORS: ClassVar[tuple[Factor, ...]] = ()
+    EXTRAS: ClassVar[tuple[Extra, ...]] = ()
+    FIRST_SEED: ClassVar[int] = 0
+    BUILD: ClassVar[str] = ""
+    """`package.module:function` of the model that it is about, if not LAHR."""
 
     model: ModelConfig
     data: DataConfig
@@ -37,15 +48,24 @@ class Options:
     """smoke, quick, small, paper or base: sizes and defaults of everything below."""
     seeds: int = 5
     """Seed blocks: every cell runs each of them. A larger number than before adds blocks."""
-    capacity: tuple[float, ...] = (0.125,)
-    """Mixture-of-Depths capacities when it is on; the first is the factorial's, others are levels beside it."""
-    iterations: tuple[int, ...] = (4,)
-    """Latent iterations when they are on, likewise."""
-    slots: tuple[int, ...] = (4096,)
-    """Memory slots when it is on, likewise; square numbers."""
     extra: tuple[str, ...] = ()
-    """Cells beside the factorial, each a cell of it with options of the model: `mod:mod_router=random
-    latent:latent_mode=sampled,latent_halting=gate`; each is compared with that cell."""
+    """Cells beside the factorial, each one of its cells with other values: `mod:mod_router=random
+    latent:latent_mode=sampled,latent_halting=gate base:train.lr=1e-3`; each is compared with that cell."""
+    order: int | None = None
+    """The most factors of an interaction that is estimated: 1 is main effects alone; by default all."""
+    without: tuple[str, ...] = ()
+    """Cells to leave out; the effects that are asked for (see --order) must remain estimable."""
+    equal: Equal = "tokens"
+    """At equal what cells are compared: training tokens, training FLOPs, or seconds on hardware that does nothing else
+    (timed before the sweep). Each cell is given what `base` spends."""
+    primary: Equal | None = None
+    """The comparison that was declared primary beforehand, if this sweep is another one: its report says so."""
+    tune_lr: tuple[float, ...] = ()
+    """Peak rates to try first, over all cells, on a seed that is no block; the lowest mean loss decides."""
+    until: Literal["seeds", "decided"] = "seeds"
+    """`decided` adds seed blocks until every effect is settled at --smallest-effect, or there are --max-seeds."""
+    max_seeds: int = 12
+    """Seed blocks at most, under --until decided."""
     smallest_effect: float | None = None
     """Smallest effect of interest in nats, declared beforehand: only with it can a verdict be "no effect"."""
     results: str = "results"
@@ -53,7 +73,9 @@ class Options:
     name: str | None = None
     """This sweep's folder below it; by default the preset and the corpus."""
     reuse: tuple[str, ...] = ()
-    """Other sweeps' folders; finished trials of the same id are taken from them."""
+    """Other sweeps' folders; finished trials of the same configuration and seed are taken from them."""
+    allow_mixed: bool = False
+    """Goes on, or reports, although trials here were made by another version of the code; the report says so."""
     address: str | None = None
     """A running Ray cluster (`auto`, host:port); by default RAY_ADDRESS, else one is started on this machine."""
     concurrency: int | None = None
@@ -81,12 +103,48 @@ class Options:
     """Where prepared data lies on each machine."""
 
     def __post_init__(self) -> None:
-        for field, off in _OFF.items():
-            given = getattr(self.model, field)
+        self._check_execution()
+        named = preset(self.preset)
+        given, usual = self.config(), TrialConfig(self._model_of(named), named.data, named.train)
+        for factor in self.factors():
+            value = _at(given, factor.field)
             check(
-                given == off,
-                f"model.{field} is {given}, but it is a factor of this study; give its level with {_OPTION[field]}",
+                value in (_at(usual, factor.field), factor.levels[0]),
+                f"{factor.field} is {value}, but it is a factor of this study; {self.level_option(factor)}",
             )
+        check(
+            self.smallest_effect is None or 0 < self.smallest_effect < math.inf,
+            f"--smallest-effect is {self.smallest_effect}; it is a size in nats, above 0 and finite",
+        )
+        if self.until == "decided":
+            check(
+                self.smallest_effect is not None,
+                "--until decided needs --smallest-effect, the size in nats below which an effect does not matter: "
+                "without it nothing could be settled as none",
+            )
+            looks(self.max_seeds)
+            check(
+                self.seeds == _usual_seeds(self.preset),
+                f"--seeds is {self.seeds} with --until decided, which adds seed blocks by itself; leave it out, give "
+                "the most there may be with --max-seeds",
+            )
+        check(
+            self.smallest_effect is None or self.seeds >= 2,
+            f"--smallest-effect is given with --seeds {self.seeds}: a verdict takes intervals, and those two blocks at "
+            "least; give --seeds 5, or 8 for a claim",
+        )
+        check(
+            len(set(self.tune_lr)) == len(self.tune_lr) != 1 and all(0 < rate < math.inf for rate in self.tune_lr),
+            f"--tune-lr is {', '.join(map(str, self.tune_lr))}; give two or more rates to choose from, each above 0 "
+            "and once",
+        )
+        check(
+            not self.tune_lr or all(factor.field != "train.lr" for factor in self.factors()),
+            "--tune-lr is given, and the learning rate is a factor of this study; leave it out",
+        )
+        self.design(self.config(), "")
+
+    def _check_execution(self) -> None:
         check(
             self.concurrency is None or self.concurrency >= 1,
             f"--concurrency is {self.concurrency}; it must be at least 1",
@@ -103,44 +161,58 @@ class Options:
             self.train.batch_size % self.workers == 0,
             f"train.batch_size is {self.train.batch_size}, which --workers {self.workers} cannot share evenly",
         )
-        check(
-            self.smallest_effect is None or 0 < self.smallest_effect < math.inf,
-            f"--smallest-effect is {self.smallest_effect}; it is a size in nats, above 0 and finite",
-        )
-        self.design(TrialConfig(self.model, self.data, self.train), "")
 
-    @staticmethod
-    def of(name: str, preset: Preset) -> "Options":
+    @classmethod
+    def of(cls, name: str, preset: Preset) -> Self:
         """A preset's options."""
-        return Options(
-            model=preset.model,
-            data=preset.data,
-            train=preset.train,
-            preset=name,
-            seeds=2 if name == "smoke" else 5,
-            capacity=(float(preset.on["mod_capacity"]),),
-            iterations=(int(preset.on["latent_iterations"]),),
-            slots=(int(preset.on["memory_slots"]),),
-        )
+        model = cls._model_of(preset)
+        return cls(model, preset.data, preset.train, preset=name, seeds=_usual_seeds(name))
+
+    @classmethod
+    def _model_of(cls, preset: Preset) -> ModelConfig:
+        model: ModelConfig = changed(preset.model, {"build": cls.BUILD} if cls.BUILD else {})
+        return model
+
+    def config(self) -> TrialConfig:
+        """The configuration that the factors vary."""
+        return TrialConfig(self.model, self.data, self.train)
 
     def factors(self) -> tuple[Factor, ...]:
-        """The three factors at the levels that were asked for."""
-        return (
-            Factor("mod", "mod_capacity", _OFF["mod_capacity"], self.capacity),
-            Factor("latent", "latent_iterations", _OFF["latent_iterations"], self.iterations),
-            Factor("memory", "memory_slots", _OFF["memory_slots"], self.slots),
-        )
+        """What is varied."""
+        return self.FACTORS
+
+    def extras(self) -> tuple[Extra, ...]:
+        """The study's own cells beside the factorial, then those that were asked for."""
+        return (*self.EXTRAS, *map(Extra.parse, self.extra))
+
+    def section(self, effects: Effects, design: Design) -> tuple[str, dict[str, bytes]]:
+        """What a study's report has of its own: Markdown, and the pictures that it names."""
+        return "", {}
+
+    def level_option(self, factor: Factor) -> str:
+        """How one gives a factor other levels."""
+        return f"change its levels in the study's file ({', '.join(map(str, factor.levels))})"
 
     def design(self, config: TrialConfig, content_hash: str) -> Design:
-        """The design of these options on that data."""
-        extras = tuple(Extra.parse(text) for text in self.extra)
-        return Design(self.factors(), replace(config, seed=0), content_hash, self.seeds, extras)
+        """The design of these options on that data; at equal time it has yet to be told the steps."""
+        made = Design(
+            self.factors(),
+            replace(config, seed=0),
+            content_hash,
+            self.seeds,
+            self.extras(),
+            self.order,
+            self.without,
+            first_seed=self.FIRST_SEED,
+        )
+        return at_equal_flops(made) if self.equal == "flops" else replace(made, equal=self.equal)
 
     @property
     def sweep_name(self) -> str:
         """The sweep's folder name."""
         corpus = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data.corpus.rstrip("/")).name.split(".")[0]).strip("-.")
-        return self.name or f"{self.preset}-{corpus or 'corpus'}"
+        parts = [self.NAME, self.preset, corpus or "corpus", "" if self.equal == "tokens" else self.equal]
+        return self.name or "-".join(filter(None, parts))
 
     @property
     def cache_folder(self) -> Path:
@@ -148,11 +220,22 @@ class Options:
         return Path(self.cache).expanduser().resolve()
 
 
+def _usual_seeds(name: str) -> int:
+    return 2 if name == "smoke" else 5
+
+
+def _at(config: object, field: str) -> object:
+    """What a configuration has at a dotted place; None where an open mapping has no such entry."""
+    for part in field.split("."):
+        config = config.get(part) if isinstance(config, dict) else getattr(config, part, None)
+    return config
+
+
 def check_room(design: Design, pending: int, at_once: int, folder: Folder) -> None:
     """`ConfigError` if the disk has too little room for the checkpoints of trials, so many of them at once."""
     if not folder.is_local or not pending:
         return
-    largest = max(parameter_counts(trial.config.model)["total"] for trial in replace(design, seeds=1).trials())
+    largest = max(parameter_counts(trial.config.model)["total"] for trial in design.one_block())
     # Of one that has ended the weights in fp32; of one that runs two moments as well, and two while a third is written.
     need = largest * (4 * pending + 12 * 3 * min(at_once, pending))
     place = Path(folder.uri)

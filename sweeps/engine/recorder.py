@@ -5,7 +5,6 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import pandas as pd
@@ -21,18 +20,18 @@ _TABLE_SHARE = 20
 
 
 class Recorder:
-    """The observer that keeps a sweep's results."""
+    """The observer that keeps a sweep's results; each says which version of the code has made it."""
 
     essential = True
 
-    def __init__(self, results: Results, design: Design) -> None:
-        self._results, self._design = results, design
+    def __init__(self, results: Results, design: Design, code: str) -> None:
+        self._results, self._design, self._code = results, design, code
         self._rows: dict[str, list[Progress]] = {}
         self._table_due = 0.0
 
     def started(self, trial: Trial) -> None:
         """Writes the trial's configuration; an earlier failure no longer stands."""
-        self._results.folder.write_json(f"trials/{trial.id}/config.json", _described(trial))
+        self._results.folder.write_json(f"trials/{trial.id}/config.json", trial.described())
         self._results.folder.remove(f"trials/{trial.id}/failure.json")
         self._rows[trial.id] = []
 
@@ -45,9 +44,8 @@ class Recorder:
         rows = pd.DataFrame([record.row() for record in self._rows.pop(trial.id)])
         folder = self._results.folder
         folder.write(f"trials/{trial.id}/metrics.parquet", parquet(rows))
-        folder.write(
-            f"trials/{trial.id}/result.json", (json.dumps(result, indent=2, allow_nan=False) + "\n").encode()
-        )
+        said = json.dumps({**result, "code": self._code}, indent=2, allow_nan=False) + "\n"
+        folder.write(f"trials/{trial.id}/result.json", said.encode())
         self._results.forget(trial.id)
         if time.monotonic() >= self._table_due:
             self._write_table()
@@ -78,9 +76,7 @@ def result_of(trial: Trial, last: Progress) -> dict[str, Any]:
     for name in ("train_loss", "lr", "grad_norm"):
         metrics.pop(name, None)
     return {
-        "trial": trial.id,
-        "cell": trial.cell,
-        "seed": trial.seed,
+        **trial.named(),
         "status": last.status,
         "val_loss": metrics.pop("val_loss", None) if last.status == "finished" else None,
         **metrics,
@@ -92,14 +88,4 @@ def result_of(trial: Trial, last: Progress) -> dict[str, Any]:
         "seconds": last.seconds,
         "tokens_per_second": last.tokens / last.seconds if last.seconds > 0 else None,
         "pairing": last.pairing,
-    }
-
-
-def _described(trial: Trial) -> dict[str, Any]:
-    return {
-        "trial": trial.id,
-        "cell": trial.cell,
-        "seed": trial.seed,
-        "levels": dict(trial.levels),
-        "config": asdict(trial.config),
     }

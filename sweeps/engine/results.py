@@ -14,6 +14,7 @@ Nothing here trains; `recorder.py` writes trials as they end.
 import io
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
@@ -118,6 +119,13 @@ class Results:
         header["starts"].append(dict(environment))
         self.folder.write_json("design.json", header)
 
+    def extend(self, seeds: int) -> None:
+        """Says in `design.json` that there are to be so many seed blocks, if there were fewer."""
+        header = self.header()
+        if header["design"]["seeds"] < seeds:
+            header["design"]["seeds"] = seeds
+            self.folder.write_json("design.json", header)
+
     def check_same(self, design: Design) -> None:
         """`ConfigError` if another design stands here; seeds are no part of what is compared."""
         found = differences(design, self.design())
@@ -156,8 +164,29 @@ class Results:
         finished = self.finished()
         return [trial for trial in design.trials() if trial.id not in finished]
 
+    def damaged(self) -> list[str]:
+        """Trials whose result was read and cannot be believed."""
+        return sorted(trial for trial, result in self._read.items() if result is None)
+
+    def check_code(self, design: Design, code: str, allow_mixed: bool) -> None:
+        """`ConfigError` if trials stand here that another version of the code has made, unless that was allowed."""
+        found = self.codes(design)
+        others = {version: count for version, count in found.items() if version != code}
+        check(
+            allow_mixed or not others,
+            f"{self.folder.uri} holds trials of another version of the code ("
+            + ", ".join(f"{count} of {version}" for version, count in others.items())
+            + f"; this is {code}), which may differ for that alone; give --name another name, or --allow-mixed to mix "
+            "them, and the report will say so",
+        )
+
+    def codes(self, design: Design) -> dict[str, int]:
+        """Version of the code → how many of the design's results it has made."""
+        table = self.table(design)
+        return dict(Counter(map(str, table["code"].fillna("unknown")))) if "code" in table else {}
+
     def take_over(self, other: "Results", design: Design) -> int:
-        """Copies finished trials of the same id from another sweep; how many.
+        """Copies finished trials of the same configuration and seed from another sweep; how many.
 
         `ConfigError` if they were executed in another way: then they are not what this sweep would have got.
         """
@@ -168,11 +197,19 @@ class Results:
             f"--reuse {other.folder.uri}: its trials were executed in another way ({'; '.join(differing)}); "
             "give this sweep the same options, or leave --reuse out",
         )
-        taken = [trial for trial in self.pending(design) if trial.id in other.finished()]
-        for trial in taken:
+        theirs = {trial.rpartition("-")[2]: trial for trial in sorted(other.finished())}
+        taken = [
+            (trial, theirs[trial.fingerprint]) for trial in self.pending(design) if trial.fingerprint in theirs
+        ]
+        for trial, its in taken:
+            result = other._result(its)
+            assert result is not None
+            self.folder.write_json(f"trials/{trial.id}/config.json", trial.described())
+            self.folder.write(
+                f"trials/{trial.id}/metrics.parquet", other.folder.read(f"trials/{its}/metrics.parquet")
+            )
             # The result last: its presence means that the rest is there.
-            for name in ("config.json", "metrics.parquet", "result.json"):
-                self.folder.write(f"trials/{trial.id}/{name}", other.folder.read(f"trials/{trial.id}/{name}"))
+            self.folder.write_json(f"trials/{trial.id}/result.json", {**result, **trial.named()})
             self.forget(trial.id)
         return len(taken)
 
@@ -199,9 +236,9 @@ class Results:
         for trial in design.trials():
             result = self._result(trial.id) if trial.id in finished else None
             if result is not None:
-                cell = cells[trial.cell]
-                extra_of = cell.extra.corner if cell.extra else None
-                rows.append({**result, **cell.on, "corner": cell.corner, "extra_of": extra_of, **cell.levels})
+                extra = cells[trial.cell].extra
+                of = " ".join(extra.compared) if extra else None
+                rows.append({**_level_columns(design, trial), **result, "extra_of": of})
         frame = pd.DataFrame(rows, columns=None if rows else list(FIRST_COLUMNS))
         frame["val_loss"] = frame["val_loss"].astype(float)
         return frame[[*FIRST_COLUMNS, *(name for name in frame.columns if name not in FIRST_COLUMNS)]]
@@ -223,6 +260,21 @@ class Results:
     def write_table(self, design: Design) -> None:
         """Writes `trials.parquet`."""
         self.folder.write("trials.parquet", parquet(self.table(design)))
+
+
+def _level_columns(design: Design, trial: Trial) -> dict[str, Any]:
+    """The trial's levels, by field, and by factor: whether a switch is on. As text where not all levels are numbers,
+    since a column has one type."""
+    columns: dict[str, Any] = {}
+    for factor in design.factors:
+        level = trial.levels[factor.field]
+        columns[factor.field] = level if all(_is_number(x) for x in factor.levels) else str(level)
+        columns[factor.name] = level != factor.levels[0] if factor.switch else columns[factor.field]
+    return columns
+
+
+def _is_number(level: Any) -> bool:
+    return isinstance(level, int | float) and not isinstance(level, bool)
 
 
 def _side_by_side(read: Callable[[str], Value], trials: Iterable[str]) -> dict[str, Value]:

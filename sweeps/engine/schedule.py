@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -59,10 +59,11 @@ _DRIVER_DEATHS = 20
 
 
 @contextmanager
-def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluster]:
+def connected(address: str | None, hang_after: float = 600.0, builds: Iterable[str] = ()) -> Iterator[Cluster]:
     """Connects to the Ray at `address` (or `RAY_ADDRESS`), else starts one on this machine for the block.
 
-    A worker that answers nothing for `hang_after` seconds (a minute at least) is replaced.
+    A worker that answers nothing for `hang_after` seconds (a minute at least) is replaced. `builds` are the functions
+    that make models of one's own, `package.module:function`: their code goes to other machines with this one's.
     """
     settings = {**surroundings.OF_WORKERS, "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": str(max(60.0, hang_after))}
     address = address or os.environ.get("RAY_ADDRESS") or "local"
@@ -76,7 +77,9 @@ def connected(address: str | None, hang_after: float = 600.0) -> Iterator[Cluste
         # preempts this machine.
         os.environ |= {**settings, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
     else:
-        quiet |= {"runtime_env": surroundings.everywhere(settings, *_PACKAGES)}
+        quiet |= {
+            "runtime_env": surroundings.everywhere(settings, *_PACKAGES, *surroundings.sources(builds, _PACKAGES))
+        }
     try:
         context: Any = ray.init(address=address, **quiet)
         # A page of Ray's own text for each process that dies: what has to be known of it, we say in a line.

@@ -15,25 +15,31 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lahr.config import Precision, TrialConfig
+from lahr.config import Precision
 from lahr.data import TokenData, anchored, prepare
 from lahr.errors import check
 from lahr.machine import processor
 from lahr.training import compilation
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
-from lahr.training.timing import seconds_per_trial
+from lahr.training.timing import seconds_per_step, seconds_per_trial
+from lahr.version import code_version
+from sweeps.engine.budget import at_equal_time
 from sweeps.engine.design import Design, Trial
+from sweeps.engine.factors import with_fields
 from sweeps.engine.machines import Cluster
-from sweeps.engine.options import Options
+from sweeps.engine.options import StudyOptions
 from sweeps.engine.results import Results
 
 _VERSIONS = ("torch", "ray", "tokenizers", "datasets", "pyarrow", "numpy", "statsmodels", "tensorboard")
 
 _COMPILES_IN_S = 300.0
+_BUSY = 20.0
+"""Share of the processors that others take, in %, beyond which times are said to be doubtful."""
 _GPU_FLOPS = 1e14
 """What a trial may reach on a current GPU, where no step can be timed."""
 
@@ -42,23 +48,41 @@ _GPU_FLOPS = 1e14
 class Study:
     """A design on its data, its folder, and how its trials are executed."""
 
-    options: Options
+    options: StudyOptions
     design: Design
     data: TokenData
     results: Results
     runtime: Runtime
 
+    @property
+    def builds(self) -> set[str]:
+        """The functions that make its models, where they are not LAHR."""
+        return {trial.config.model.build for trial in self.design.one_block()} - {""}
 
-def resolve(options: Options, console: Console, has_gpu: bool | None) -> Study:
-    """Prepares the data and settles device, precision and batch split: those of `design.json` if the sweep exists.
+    @property
+    def code(self) -> str:
+        """The version of the code that its trials are made by."""
+        return code_version(self.builds)
 
-    `has_gpu` is None where it is not known yet; whether trials are compiled is not settled then.
+
+def resolve(
+    options: StudyOptions, console: Console, has_gpu: bool | None, tuned: Mapping[str, Any] | None = None
+) -> Study:
+    """Prepares the data and settles device, precision, batch split and budget, or takes those of `design.json`.
+
+    `has_gpu` is None where it is not known yet; whether trials are compiled, and equal time, are not settled then.
+    `tuned` is what was found of the learning rate.
     Raises `ConfigError` for data that cannot be had and for another design under the same name.
     """
     results = Results.at(options.results, options.sweep_name)
     data = prepared(options, console)
     # Workers look for a local file from a folder of Ray's, so they are given its absolute path.
-    config = TrialConfig(options.model, anchored(options.data), options.train)
+    config = replace(options.config(), data=anchored(options.data))
+    config = with_fields(config, {factor.field: factor.levels[0] for factor in options.factors()})
+    if results.exists():
+        tuned = results.header().get("tuned")
+    if tuned is not None:
+        config = replace(config, train=replace(config.train, lr=tuned["lr"]))
     if results.exists():
         runtime, precision = results.runtime(), results.design().config.precision
         for name in ("workers", "threads", "device", "sharding", "trials_per_gpu", "compile"):
@@ -99,19 +123,56 @@ def resolve(options: Options, console: Console, has_gpu: bool | None) -> Study:
     if options.precision != "auto":
         precision = options.precision
     design = options.design(replace(config, precision=precision), data.content_hash)
+    if design.equal == "time":
+        if results.exists():
+            design = replace(design, steps=results.design().steps)
+        elif has_gpu is not None:
+            design = at_equal_time(design, _exclusive_seconds(design, runtime, console))
     if results.exists():
         results.check_same(design)
     return Study(options, design, data, results, runtime)
 
 
-def _precision(options: Options, device: str) -> Precision:
+def check_declared(study: Study) -> None:
+    """`ConfigError` if a sweep that exists is to go on by another rule of stopping than it was begun with: looks that
+    were not planned spend an error that nobody has counted."""
+    options, header = study.options, study.results.header()
+    cap, effect = header.get("max_seeds"), header.get("smallest_effect")
+    begun = f"--until decided --max-seeds {cap} --smallest-effect {effect:g}" if cap else "a fixed number of seeds"
+    asked = options.max_seeds if options.until == "decided" else None
+    check(
+        cap == asked and (cap is None or effect == options.smallest_effect),
+        f"{study.results.folder.uri} was begun with {begun}, and how a sweep is stopped is decided before it begins; "
+        + (f"give {begun}" if cap else "leave --until out")
+        + ", or --name another name",
+    )
+
+
+def _exclusive_seconds(design: Design, runtime: Runtime, console: Console) -> dict[str, float]:
+    """Cell → seconds of a step, the cells in turn on this machine."""
+    check(
+        runtime.device == "cpu" or torch.cuda.is_available(),
+        "--equal time is worked out from steps timed on this machine, which has no GPU; start the sweep where there is "
+        "one, or give --equal flops",
+    )
+    busy = psutil.cpu_percent(interval=1.0)
+    if busy > _BUSY:
+        console.print(
+            f"this machine is at {busy:.0f} % of its processors: times of steps, which make equal time, may be off"
+        )
+    cells = {trial.cell: trial.config for trial in design.one_block()}
+    console.print(f"timing steps of {len(cells)} cells in turn …")
+    return dict(zip(cells, seconds_per_step(list(cells.values()), runtime), strict=True))
+
+
+def _precision(options: StudyOptions, device: str) -> Precision:
     if options.precision != "auto":
         return options.precision
     # A head without a GPU decides for workers that have one; a worker that lacks bf16 is refused and says so.
     return "bf16" if device == "cuda" else choose_precision(device)
 
 
-def prepared(options: Options, console: Console) -> TokenData:
+def prepared(options: StudyOptions, console: Console) -> TokenData:
     """The data, with a progress bar while it is being made."""
     columns = TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn()
     # In a log it would leave an empty line.
@@ -134,7 +195,7 @@ def lanes_here(study: Study) -> int:
 
 def estimated_seconds(study: Study, say: Callable[[str], None]) -> dict[str, float]:
     """Cell → seconds a trial would take: from a few timed steps here; for GPUs of other machines a guess from FLOPs."""
-    cells = {trial.cell: trial for trial in replace(study.design, seeds=1).trials()}
+    cells = {trial.cell: trial for trial in study.design.one_block()}
     runtime = study.runtime
     configs = [trial.config for trial in cells.values()]
     guessed = {name: trial.flops / _GPU_FLOPS / runtime.workers for name, trial in cells.items()}
@@ -187,33 +248,44 @@ def _commit() -> str:
     return head.stdout.strip() + (" with changes" if dirty.stdout.strip() else "")
 
 
-def about(study: Study, seconds: Mapping[str, float]) -> dict[str, Any]:
-    """What stands in `design.json` beside the design and the runtime."""
-    blocks = study.design.config.data.validation_blocks
+def about(study: Study, seconds: Mapping[str, float], tuned: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What stands in `design.json` beside the design and the runtime; all of it declared before the first trial."""
+    options, blocks = study.options, study.design.config.data.validation_blocks
     return {
-        "preset": study.options.preset,
-        "smallest_effect": study.options.smallest_effect,
+        "preset": options.preset,
+        "smallest_effect": options.smallest_effect,
+        "max_seeds": options.max_seeds if options.until == "decided" else None,
+        "primary": options.primary or options.equal,
+        "tuned": tuned,
         "data": {"corpus": study.data.description, "floor": study.data.floor_nats_per_token(blocks)},
         "estimated_seconds": dict(seconds),
     }
 
 
-def report_info(results: Results, design: Design, options: Options) -> dict[str, Any]:
+def report_info(results: Results, design: Design, options: StudyOptions) -> dict[str, Any]:
     """What a report says besides the table: the plan, the failures, the environment."""
     header = results.header()
     trials = design.trials()
     finished = results.finished()
     failures = results.failures(design)
     failed = {failure["trial"] for failure in failures}
+    codes = results.codes(design)
     return {
         "name": options.sweep_name,
         "preset": header["preset"],
         "planned": len(trials),
         "seeds": design.seeds,
         "failed": failures,
+        "damaged": results.damaged(),
         "missing": [trial.id for trial in trials if trial.id not in finished and trial.id not in failed],
-        "horizon": trials[0].config.steps * trials[0].config.tokens_per_step,
-        "equal_at": "tokens",
+        "codes": codes if len(codes) > 1 else {},
+        "horizon": design.config.steps * design.config.tokens_per_step,
+        "varied": any(factor.field in ("train.tokens", "train.batch_size") for factor in design.factors),
+        "flops": trials[0].flops,
+        "equal_at": design.equal,
+        "primary": header.get("primary", design.equal),
+        "max_seeds": header.get("max_seeds"),
+        "tuned": header.get("tuned"),
         **_smallest_effect(header.get("smallest_effect"), options.smallest_effect),
         "floor": header["data"]["floor"],
         "corpus": header["data"]["corpus"],

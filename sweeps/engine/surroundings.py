@@ -2,8 +2,9 @@
 reads some of it then."""
 
 import contextlib
+import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,20 @@ def everywhere(settings: Mapping[str, str], *packages: Path) -> dict[str, Any]:
     """What processes of this sweep get on every machine: its settings, and the driver's own code, in these folders."""
     handed = {name: os.environ[name] for name in _HANDED_DOWN if name in os.environ}
     return {"env_vars": {**settings, **handed}, "py_modules": [*map(str, packages)], "excludes": ["__pycache__"]}
+
+
+def sources(builds: Iterable[str], known: Sequence[Path]) -> list[Path]:
+    """Where the code of those functions lies, `package.module:function`, its package whole: but for what is installed,
+    as it must be on every machine, and what is `known` to be sent already."""
+    found = set()
+    for build in builds:
+        spec = importlib.util.find_spec(build.partition(":")[0].partition(".")[0])
+        if spec is None or (spec.origin is None and not spec.submodule_search_locations):
+            continue  # which the cost of the model has said already
+        place = Path(next(iter(spec.submodule_search_locations or [str(spec.origin)])))
+        if place not in known and "site-packages" not in place.parts:
+            found.add(place)
+    return sorted(found)
 
 
 def restore(environment: Mapping[str, str]) -> None:

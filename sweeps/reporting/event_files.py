@@ -29,8 +29,9 @@ from tensorboard.plugins.text import metadata as text_metadata
 from torch.utils.tensorboard import SummaryWriter
 
 from sweeps.analysis.comparisons import cells_in_order
+from sweeps.analysis.contrasts import Contrasts
+from sweeps.analysis.trajectories import evaluations, paired_difference
 from sweeps.reporting import hparams
-from sweeps.reporting.figures import paired_difference
 
 if TYPE_CHECKING:
     from lahr.training.progress import Progress
@@ -130,6 +131,7 @@ def write_events(
     trials: pd.DataFrame,
     curves: Mapping[str, pd.DataFrame],
     files: Mapping[str, bytes],
+    design: Contrasts,
     levels: Sequence[str],
 ) -> None:
     """Rebuilds all runs below `directory` from the sweep's table, its curves by trial id, and the report's files.
@@ -153,7 +155,7 @@ def write_events(
                 at = (point["step"], point["tokens"], point["flops"], point["seconds"])
                 _curve_point(writer, now, *at, metrics)
             _add(writer, hparams.session_end(row["status"] != "diverged", now + float(row.get("seconds") or 0)))
-    cells = cells_in_order([str(cell) for cell in trials["cell"]])
+    cells = cells_in_order([str(cell) for cell in trials["cell"]], design)
     for cell in cells:
         with SummaryWriter(str(directory / "cells" / cell)) as writer:
             _cell_curves(writer, now, cell, trials, curves)
@@ -220,12 +222,13 @@ def _string(name: str, about: SummaryMetadata, content: bytes) -> Summary:
 
 
 def _sections(report: str) -> dict[str, str]:
-    """The report's parts by tag, numbered in their order: `report/1_verdict`, `report/2_effects`, … without figures,
-    which have a tab of their own."""
-    parts = [part for part in re.split(r"(?m)^(?=## )", report) if part and not re.search(r"(?m)^!\[", part)]
+    """The report's parts by tag, numbered in their order: `report/1_verdict`, `report/2_effects`, … Figures have a tab
+    of their own, and a part that has nothing but them and words about them is left out."""
+    parts = [part for part in re.split(r"(?m)^(?=## )", report) if part]
+    parts = [part for part in parts if not re.search(r"(?m)^!\[", part) or re.search(r"(?m)^\| ", part)]
     titles = ["verdict"] + [part.partition("\n")[0] for part in parts[1:]]
     return {
-        f"report/{place}_{re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')}": part
+        f"report/{place}_{re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')}": re.sub(r"(?m)^!\[.*\n", "", part)
         for place, (title, part) in enumerate(zip(titles, parts, strict=False), start=1)
     }
 
@@ -269,29 +272,30 @@ def _cell_curves(
 ) -> None:
     finished = trials[(trials["cell"] == cell) & (trials["status"] != "diverged")]
     losses: dict[Any, pd.Series] = {}
-    steps: dict[Any, Any] = {}
+    places: dict[Any, tuple[int, int]] = {}
     for trial, seed in zip(finished["trial"], finished["seed"], strict=True):
-        if trial in curves and "val_loss" in curves[trial]:
-            evaluated = curves[trial].dropna(subset=["val_loss"]).drop_duplicates("tokens", keep="last")
-            losses[seed] = evaluated.set_index("tokens")["val_loss"]
-            steps |= dict(zip(evaluated["tokens"], evaluated["step"], strict=True))
+        evaluated = evaluations(curves.get(trial), "val_loss")
+        losses[seed] = evaluated.set_index("share")["val_loss"]
+        places |= dict(
+            zip(evaluated["share"], zip(evaluated["step"], evaluated["tokens"], strict=True), strict=True)
+        )
     quantities = {"loss": pd.DataFrame(losses)}
     if cell != "base":
         quantities["difference"] = paired_difference(cell, trials, curves)
     for quantity, table in quantities.items():
-        for tokens, name, value in _summaries(table):
-            for prefix, x in (("cell", steps[tokens]), ("cell_by_tokens", tokens)):
+        for share, name, value in _summaries(table):
+            for prefix, x in zip(("cell", "cell_by_tokens"), places[share], strict=True):
                 writer.add_scalar(f"{prefix}/{quantity}_{name}", value, int(x), walltime=began)
 
 
 def _summaries(table: pd.DataFrame) -> Iterator[tuple[Any, str, float]]:
-    """(tokens, mean | low | high, value) of each row over its seeds; no interval for a single seed."""
-    for tokens, row in table.iterrows():
+    """(index, mean | low | high, value) of each row over its seeds; no interval for a single seed."""
+    for index, row in table.iterrows():
         seen = row.dropna().to_numpy(float)
         if not len(seen):
             continue
-        yield tokens, "mean", seen.mean()
+        yield index, "mean", seen.mean()
         if len(seen) > 1:
             half = stats.t.isf(0.025, len(seen) - 1) * seen.std(ddof=1) / math.sqrt(len(seen))
-            yield tokens, "low", seen.mean() - half
-            yield tokens, "high", seen.mean() + half
+            yield index, "low", seen.mean() - half
+            yield index, "high", seen.mean() + half

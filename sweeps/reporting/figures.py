@@ -1,15 +1,14 @@
 """The report's figures, drawn with matplotlib and returned as PNG bytes; no file and no screen is touched.
 
-`draw` makes five: the effects as a forest, the interactions as ON/OFF lines, the paired learning curves, the loss
-against cost with its Pareto front, and all of them on one sheet (`report.png`). A cell has one colour and one marker
-everywhere (Okabe & Ito 2008, safe for colour-blind readers); a further level of a factor borrows its corner's
-colour with an open marker.
+`draw` makes six: the effects as a forest, the interactions as lines from level to level, the paired learning curves,
+the effects along the way, the loss against cost with its Pareto front, and what matters most of them on one sheet
+(`report.png`). A cell has one colour and one marker everywhere (Okabe & Ito 2008, safe for colour-blind readers); a
+further level of a switch borrows its cell's colour with an open marker.
 """
 
 import io
 import math
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -22,69 +21,89 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from scipy import stats
 
-from sweeps.analysis.comparisons import cells_in_order
-from sweeps.analysis.effects import Effects, corner_cells
+from sweeps.analysis.comparisons import cells_in_order, pareto_front
+from sweeps.analysis.contrasts import Contrasts, Levels
+from sweeps.analysis.effects import Effects
+from sweeps.analysis.trajectories import effects_along, paired_difference
 
 PALETTE = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#B8A400", "#0072B2", "#D55E00")
 MARKERS = "osD^vPXp"
 GREY, BAND, THICK, THIN = "#7a7a7a", "#e4e4e4", "#0072B2", "#333333"
 STYLE: dict[str, Any] = {"linewidth": 1.6, "markersize": 6.5}
 LABELS = {"val_loss": "validation loss (nats a token)"}
+SHEET_PAIRS, ROW = 3, 3
+"""Interactions on the sheet at most, and panels in a row of the figures that have many."""
 
 
 def draw(
     effects: Effects, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], title: str = ""
 ) -> dict[str, bytes]:
-    """PNG bytes by file name: report, effects, curves, cost and, with two factors or more, interactions.
+    """PNG bytes by file name: report, effects, curves, along, cost and, with two factors or more, interactions.
 
     `trials` is the table of the sweep, `curves` the progress records by trial id (columns tokens, flops, seconds,
     val_loss). A figure that lacks its data (no complete block, no curve) says so in its place.
     """
-    pairs = list(combinations(effects.factors, 2))
+    design = effects.design
     files = {}
 
     def finish(name: str, figure: Figure, cells: Sequence[str], bottom: float) -> None:
         if cells:
-            columns = 8 if figure.get_figwidth() > 12 else 4
-            bottom *= math.ceil(len(cells) / columns)
-            handles = _cell_handles(cells, effects.factors)
+            columns = min(len(cells), 8 if figure.get_figwidth() > 12 else 4)
+            widest = max(map(len, cells))
+            while columns > 1 and columns * (widest + 6) * 0.085 > figure.get_figwidth():
+                columns -= 1
+            bottom *= math.ceil(len(cells) / columns) / figure.get_figheight()
+            handles = _cell_handles(cells, design)
             figure.legend(handles=handles, loc="lower center", ncols=columns, frameon=False)
         figure.get_layout_engine().set(rect=(0, bottom, 1, 1 - bottom))  # type: ignore[union-attr, call-arg]
         buffer = io.BytesIO()
         figure.savefig(buffer, dpi=120, format="png")
         files[name] = buffer.getvalue()
 
-    cells = cells_in_order([str(c) for c in trials["cell"].unique()], effects.factors)
+    cells = cells_in_order([str(c) for c in trials["cell"].unique()], design)
 
-    figure = _figure(8.6, 4.4)
+    figure = _figure(8.6, max(4.4, 1.6 + 0.4 * len(effects.table)))
     draw_effects(figure.subplots(), effects)
     finish("effects.png", figure, [], 0)
 
-    if pairs:
-        figure = _figure(4.0 * len(pairs), 3.6)
-        for axes, pair in zip(np.atleast_1d(figure.subplots(1, len(pairs), sharey=True)), pairs, strict=True):
+    if design.pairs:
+        figure = _figure(4.0 * min(len(design.pairs), ROW), 3.6 * math.ceil(len(design.pairs) / ROW))
+        for axes, pair in zip(_panels(figure, len(design.pairs), sharey=True), design.pairs, strict=False):
             draw_interaction(axes, effects, pair)
             axes.label_outer()
         finish("interactions.png", figure, [], 0)
 
     figure = _figure(9.0, 4.8)
     draw_curves(*_curve_axes(figure), effects, trials, curves)
-    finish("curves.png", figure, [c for c in cells if c != "base"], 0.06)
+    finish("curves.png", figure, [c for c in cells if c != "base"], 0.29)
+
+    along = effects_along(trials[trials["seed"].isin(effects.blocks)], curves, design, effects.metric)
+    figure = _figure(4.0 * min(len(design.terms), ROW), 2.7 * math.ceil(len(design.terms) / ROW) + 0.3)
+    figure.suptitle("Effects along the way; the 95 % bands hold for one point by itself", fontsize=11)
+    several = _panels(figure, len(design.terms))
+    for place, (axes, term) in enumerate(zip(several, design.terms, strict=True)):
+        draw_along(axes, along[along["term"] == term], term)
+        if place + ROW < len(several):  # another one stands below
+            axes.set_xlabel("")
+        if place % ROW:
+            axes.set_ylabel("")
+    finish("along.png", figure, [], 0)
 
     figure = _figure(10.0, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
     draw_cost(left, effects, trials, "flops")
     draw_cost(right, effects, trials, "seconds")
     right.set_ylabel("")
-    finish("cost.png", figure, cells, 0.065)
+    finish("cost.png", figure, cells, 0.3)
 
-    figure = _figure(16.0, 10.0)
+    figure = _figure(16.0, max(10.0, 7.2 + 0.4 * len(effects.table)))
     if title:
         figure.suptitle(title, fontsize=13, fontweight="bold")
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.08, 1))  # type: ignore[misc]
     forest, paired = top.subfigures(1, 2)  # type: ignore[misc]
     draw_effects(forest.subplots(), effects)
     draw_curves(*_curve_axes(paired), effects, trials, curves)
+    pairs = _foremost(effects)
     panels = np.atleast_1d(bottom.subplots(1, len(pairs) + 2, width_ratios=[1] * len(pairs) + [1.25, 1.25]))
     for axes, pair in zip(panels, pairs, strict=False):
         draw_interaction(axes, effects, pair)
@@ -95,18 +114,32 @@ def draw(
     draw_cost(panels[-2], effects, trials, "flops")
     draw_cost(panels[-1], effects, trials, "seconds")
     panels[-1].set_ylabel("")
-    finish("report.png", figure, cells, 0.045)
+    finish("report.png", figure, cells, 0.42)
     return files
 
 
-def cell_style(cell: str, factors: Sequence[str]) -> dict[str, Any]:
+def cell_style(cell: str, design: Contrasts) -> dict[str, Any]:
     """Colour, marker and marker filling of a cell, the same in every figure."""
-    corners = corner_cells(factors)
-    corner = cell if cell in corners else "+".join(part.split("=")[0] for part in cell.split("+"))
-    place = corners.index(corner) if corner in corners else None
+    known = cell if cell in design.cells else "+".join(part.split("=")[0] for part in cell.split("+"))
+    place = design.cells.index(known) if known in design.cells else None
     colour = GREY if place is None else PALETTE[place % len(PALETTE)]
-    marker = "*" if place is None else MARKERS[place % len(MARKERS)]
-    return {"color": colour, "marker": marker, "markerfacecolor": colour if cell in corners else "white"}
+    # Beyond the palette's end colours come again, with other markers.
+    marker = "*" if place is None else MARKERS[(place + place // len(PALETTE)) % len(MARKERS)]
+    return {"color": colour, "marker": marker, "markerfacecolor": colour if cell in design.cells else "white"}
+
+
+def _foremost(effects: Effects) -> list[tuple[Levels, Levels]]:
+    """The pairs of factors for the sheet: all of them, or those whose interactions are the least likely by chance."""
+    pairs = effects.design.pairs
+    if len(pairs) <= SHEET_PAIRS:
+        return pairs
+    p = effects.table.set_index("term")["p"]
+
+    def least(pair: tuple[Levels, Levels]) -> float:
+        terms = [f"{a}:{b}" for a in pair[0].labels[1:] for b in pair[1].labels[1:]]
+        return min((float(p[term]) for term in terms if term in p.index and not math.isnan(p[term])), default=1.0)
+
+    return sorted(pairs, key=least)[:SHEET_PAIRS]
 
 
 def draw_effects(axes: Axes, effects: Effects) -> None:
@@ -119,7 +152,9 @@ def draw_effects(axes: Axes, effects: Effects) -> None:
     handles: list[Artist] = []
     reach = _reach(effects)
     if math.isfinite(detectable):
-        axes.axvspan(-min(detectable, 9 * reach), min(detectable, 9 * reach), color=BAND, zorder=0)
+        for place, seen in zip(places, table["detectable"], strict=True):
+            x = min(seen, 9 * reach)
+            axes.barh(place, 2 * x, left=-x, height=1.0, color=BAND, zorder=0)
         handles.append(Patch(color=BAND, label=f"too small to detect reliably (±{detectable:.3g})"))
     if effects.smallest_effect is not None:
         for x in (-effects.smallest_effect, effects.smallest_effect):
@@ -139,9 +174,10 @@ def draw_effects(axes: Axes, effects: Effects) -> None:
         axes.plot(row["estimate"], place, "o", color="white", markeredgecolor="black", markersize=6, zorder=5)
         for value in effects.contrasts[row["term"]]:
             axes.vlines(value, place + 0.17, place + 0.36, color=GREY, linewidth=1.2, zorder=2)
+    kind = ", repeated" if effects.max_seeds else ""
     handles += [
-        Line2D([], [], color=THICK, linewidth=7, alpha=0.55, label="95 % blocked"),
-        Line2D([], [], color=THIN, linewidth=1.4, label="95 % seed-wise"),
+        Line2D([], [], color=THICK, linewidth=7, alpha=0.55, label=f"95 % blocked{kind}"),
+        Line2D([], [], color=THIN, linewidth=1.4, label=f"95 % seed-wise{kind}"),
         Line2D([], [], color=GREY, marker="|", linestyle="none", label="one seed"),
     ]
     axes.set_yticks(places, table["term"])
@@ -150,65 +186,76 @@ def draw_effects(axes: Axes, effects: Effects) -> None:
     right = axes.secondary_yaxis("right")
     right.set_yticks(places, [_short(v) for v in table["verdict"]])
     right.tick_params(length=0)
-    axes.set_xlabel(
-        f"effect on {LABELS.get(effects.metric, effects.metric)}, ON − OFF   (left of 0: lower loss, helps)"
-    )
+    axes.set_xlabel(f"effect on {LABELS.get(effects.metric, effects.metric)}   (left of 0: lower loss, helps)")
     axes.set_title(f"Effects, complete seed blocks: {len(effects.blocks)}", loc="left", fontsize=11)
-    axes.legend(
-        handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False, fontsize=8
-    )
+    axes.figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=8)
 
 
-def draw_interaction(axes: Axes, effects: Effects, pair: tuple[str, str]) -> None:
-    """Mean loss with the first factor OFF and ON, one line a setting of the second; dashed, the sum of both."""
+def draw_interaction(axes: Axes, effects: Effects, pair: tuple[Levels, Levels]) -> None:
+    """Mean loss at each level of the first factor, one line a level of the second; dashed, the sum of both."""
     first, second = pair
-    style = {"OFF": ("black", "o"), "ON": (cell_style(second, effects.factors)["color"], "s")}
-    half = math.nan
-    if len(effects.blocks) > 1:
-        freedom = len(effects.table) * (len(effects.blocks) - 1)
-        per_point = len(effects.blocks) * 2 ** (len(effects.factors) - 2)
-        half = stats.t.isf(0.025, freedom) * effects.sigma / math.sqrt(per_point)
-    means = effects.losses.mean()
-    value = {}
-    for on_first in (False, True):
-        for on_second in (False, True):
-            held = [
-                c
-                for c in means.index
-                if (first in c.split("+")) == on_first and (second in c.split("+")) == on_second
-            ]
-            value[on_first, on_second] = float(means[held].mean())
-    for on_second, (name, (colour, marker)) in zip((False, True), style.items(), strict=True):
-        shift = 0.03 if on_second else -0.03
-        y = [value[False, on_second], value[True, on_second]]
+    labels = effects.design.labels
+    value, half = {}, {}
+    freedom = (len(labels) - 1) * (len(effects.blocks) - 1)
+    for a in first.labels:
+        for b in second.labels:
+            held = [cell for cell, of in labels.items() if of[first.name] == a and of[second.name] == b]
+            value[a, b] = float(effects.losses[held].mean().mean()) if held else math.nan
+            trials = len(held) * len(effects.blocks)
+            half[a, b] = (
+                stats.t.isf(0.025, freedom) * effects.sigma / math.sqrt(trials) if freedom > 0 else math.nan
+            )
+    places = np.arange(len(first.labels))
+    for line, b in enumerate(second.labels):
+        shift = 0.06 * (line - (len(second.labels) - 1) / 2)
         axes.errorbar(
-            [shift, 1 + shift],
-            y,
-            yerr=half,
-            color=colour,
-            marker=marker,
+            places + shift,
+            [value[a, b] for a in first.labels],
+            yerr=[half[a, b] for a in first.labels],
+            color=PALETTE[line % len(PALETTE)],
+            marker=MARKERS[line % len(MARKERS)],
             capsize=3,
-            label=f"{second} {name}",
+            label=second.values[line],
             **STYLE,
         )
-    additive = value[False, True] + value[True, False] - value[False, False]
-    axes.plot(
-        [0.03, 1.03], [value[False, True], additive], color=GREY, linestyle="--", linewidth=1.1, label="additive"
-    )
-    axes.set_xticks([0, 1], [f"{first} OFF", f"{first} ON"])
-    axes.set_xlim(-0.25, 1.25)
+    if len(first.labels) == len(second.labels) == 2:
+        a, b = first.labels[1], second.labels[1]
+        additive = value["", b] + value[a, ""] - value["", ""]
+        axes.plot(
+            places + 0.03, [value["", b], additive], color=GREY, linestyle="--", linewidth=1.1, label="additive"
+        )
+    axes.set_xticks(places, first.values)
+    axes.set_xlim(-0.25, places[-1] + 0.25)
     axes.set_ylabel(LABELS.get(effects.metric, effects.metric))
-    axes.set_title(f"{first} × {second}", loc="left", fontsize=11)
+    axes.set_title(f"{first.name} × {second.name}", loc="left", fontsize=11)
     axes.margins(y=0.15)
-    axes.legend(frameon=False, fontsize=8)
+    title = None if second.values == second.shown else second.name
+    axes.legend(frameon=False, fontsize=8, title=title, title_fontsize=8)
+
+
+def draw_along(axes: Axes, along: pd.DataFrame, term: str) -> None:
+    """One effect at each evaluation, over tokens, with its pointwise band."""
+    axes.axhline(0, color="black", linewidth=0.9)
+    axes.fill_between(along["tokens"], along["low"], along["high"], color=THICK, alpha=0.25, linewidth=0)
+    axes.plot(along["tokens"], along["estimate"], color=THICK, marker="o", markersize=4, linewidth=1.6)
+    axes.set_title(term, loc="left", fontsize=10)
+    axes.set_xlabel("training tokens")
+    axes.set_ylabel("effect, nats")
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
+    axes.set_xlim(left=0)
+    if along.empty:
+        _say(axes, "no complete block has curves")
 
 
 def draw_curves(
     axes: Axes, margin: Axes, effects: Effects, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame]
 ) -> None:
-    """Mean paired difference of each cell from `base` over tokens; in the margin its 95 % interval at the end."""
-    cells = [c for c in cells_in_order([str(c) for c in trials["cell"].unique()], effects.factors) if c != "base"]
+    """Mean paired difference of each cell from `base` over its training; in the margin its 95 % interval at the end."""
+    cells = [c for c in cells_in_order([str(c) for c in trials["cell"].unique()], effects.design) if c != "base"]
     drawn = False
+    budgets = list(trials["tokens"].unique()) if "tokens" in trials else []
+    shares = len(budgets) > 1  # at equal FLOPs cells read different numbers of tokens
     for axis in (axes, margin):
         axis.axhline(0, color="black", linewidth=0.9)
     for place, cell in enumerate(cells):
@@ -216,16 +263,17 @@ def draw_curves(
         if differences.empty:
             continue
         drawn = True
-        style = cell_style(cell, effects.factors)
-        line = "-" if cell in corner_cells(effects.factors) else "--"
+        style = cell_style(cell, effects.design)
+        line = "-" if cell in effects.design.cells else "--"
         mean = differences.mean(axis=1)
-        axes.plot(mean.index, mean, linestyle=line, markevery=max(1, len(mean) // 8), **style, **STYLE)
+        x = mean.index * (100 if shares else budgets[0] if len(budgets) else 1)
+        axes.plot(x, mean, linestyle=line, markevery=max(1, len(mean) // 8), **style, **STYLE)
         end = differences.iloc[-1].dropna().to_numpy(float)
         half = (
             stats.t.isf(0.025, len(end) - 1) * end.std(ddof=1) / math.sqrt(len(end)) if len(end) > 1 else math.nan
         )
         margin.errorbar(place, end.mean(), yerr=half, capsize=3, **style, **STYLE)
-    axes.set_xlabel("training tokens")
+    axes.set_xlabel("share of its training that a cell has done, %" if shares else "training tokens")
     axes.set_ylabel("validation loss minus base's (nats)")
     axes.set_title("Paired learning curves", loc="left", fontsize=11)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
@@ -238,25 +286,6 @@ def draw_curves(
         _say(axes, "no cell has curves beside base's")
 
 
-def paired_difference(cell: str, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """val_loss of `cell` minus that of `base` at the cell's own evaluations: index tokens, one column a seed.
-
-    Base's curve is interpolated where its evaluations stand at other tokens; seeds where either diverged are left out.
-    """
-    finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
-    ids = finished.set_index(["cell", "seed"])["trial"]
-    columns = {}
-    for seed in sorted(finished["seed"].unique()):
-        if (cell, seed) not in ids.index or ("base", seed) not in ids.index:
-            continue
-        own, base = (_evaluations(curves.get(ids[name, seed])) for name in (cell, "base"))
-        if len(own) and len(base):
-            inside = own.index <= base.index[-1]
-            at_base = np.interp(own.index[inside], base.index, base.to_numpy())
-            columns[int(seed)] = own[inside] - at_base
-    return pd.DataFrame(columns).sort_index()
-
-
 def draw_cost(axes: Axes, effects: Effects, trials: pd.DataFrame, cost: str) -> None:
     """Each cell's mean loss against its mean cost (`flops` or `seconds`), and the front that nothing beats."""
     finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
@@ -267,14 +296,13 @@ def draw_cost(axes: Axes, effects: Effects, trials: pd.DataFrame, cost: str) -> 
     means = finished.groupby("cell")[[cost, effects.metric]].mean()
     half = math.nan
     if len(effects.blocks) > 1:
-        freedom = len(effects.table) * (len(effects.blocks) - 1)
+        freedom = (len(effects.design.cells) - 1) * (len(effects.blocks) - 1)
         half = stats.t.isf(0.025, freedom) * effects.sigma / math.sqrt(len(effects.blocks))
-    front = means.sort_values([cost, effects.metric])
-    front = front[front[effects.metric] <= front[effects.metric].cummin()]
+    front = pareto_front(means, cost, effects.metric)
     axes.step(front[cost], front[effects.metric], where="post", color=GREY, linestyle="--", linewidth=1.2, zorder=1)
-    for cell in cells_in_order([str(c) for c in means.index], effects.factors):
+    for cell in cells_in_order([str(c) for c in means.index], effects.design):
         x, y = means.loc[cell].to_numpy(float)
-        axes.errorbar(x, y, yerr=half, capsize=3, **cell_style(cell, effects.factors), **STYLE)
+        axes.errorbar(x, y, yerr=half, capsize=3, **cell_style(cell, effects.design), **STYLE)
     name = {"flops": "training FLOPs", "seconds": "training seconds, beside other trials"}[cost]
     axes.set_xlabel(name)
     axes.set_ylabel(LABELS.get(effects.metric, effects.metric))
@@ -304,21 +332,22 @@ def _figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
+def _panels(figure: Figure, count: int, **shared: bool) -> list[Axes]:
+    """`count` panels in rows; the places left over at the end are empty."""
+    panels = np.atleast_1d(figure.subplots(math.ceil(count / ROW), min(count, ROW), **shared)).ravel()  # type: ignore[call-overload]
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    return list(panels[:count])
+
+
 def _curve_axes(figure) -> tuple[Axes, Axes]:  # type: ignore[no-untyped-def]
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3.6, 1))
     return left, right
 
 
-def _evaluations(curve: pd.DataFrame | None) -> pd.Series:
-    if curve is None or "val_loss" not in curve:
-        return pd.Series(dtype=float)
-    kept = curve.dropna(subset=["val_loss"]).drop_duplicates("tokens", keep="last").sort_values("tokens")
-    return kept.set_index("tokens")["val_loss"]
-
-
-def _cell_handles(cells: Sequence[str], factors: Sequence[str]) -> list[Line2D]:
+def _cell_handles(cells: Sequence[str], design: Contrasts) -> list[Line2D]:
     return [
-        Line2D([], [], linestyle="none", label=cell, markersize=8, **cell_style(cell, factors)) for cell in cells
+        Line2D([], [], linestyle="none", label=cell, markersize=8, **cell_style(cell, design)) for cell in cells
     ]
 
 

@@ -27,10 +27,13 @@ def columns(cells: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Hpara
     constant = {name for name in names if len({repr(value) for value in values[name].values()}) == 1}
     kept = sorted(names, key=lambda name: name in constant)[: MOST_COLUMNS - 1]
     shown: dict[str, dict[str, Hparam]] = {cell: {"cell": cell} for cell in cells}
+    ends = [name.rpartition(".")[2] for name in kept]
     for name in (name for name in names if name in kept):
+        end = name.rpartition(".")[2]  # a field's place is long, and its own name mostly enough
+        called = end if ends.count(end) == 1 and end != "cell" else name
         numbers = all(type(value) in (int, float) for value in values[name].values())
         for cell, value in values[name].items():
-            shown[cell][name] = float(value) if numbers else _text(value)
+            shown[cell][called] = float(value) if numbers else _text(value)
     return shown
 
 

@@ -5,6 +5,7 @@ one of them would take it for markup. No line break survives, so nothing ends a 
 """
 
 import re
+from collections.abc import Sequence
 
 _TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f]")
@@ -30,3 +31,10 @@ def code(text: str) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(_CONTROL.sub("", _TERMINAL.sub("", text)).split())
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A pipe table; the first column left, the others right."""
+    safe = [[literal(cell) for cell in row] for row in rows]
+    lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)]), *(" | ".join(row) for row in safe)]
+    return "\n".join(f"| {line} |" for line in lines)

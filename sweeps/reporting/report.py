@@ -5,65 +5,57 @@ what does it cost, can it be trusted, where was it run.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from sweeps.analysis.comparisons import (
-    cells_in_order,
-    divergences,
-    extra_family,
-    ratios,
-    second_family,
-    without_extras,
-)
-from sweeps.analysis.effects import FACTORS, Effects, estimate
+from sweeps.analysis.comparisons import divergences, extra_family, second_family, without_extras
+from sweeps.analysis.effects import Effects
 from sweeps.reporting import figures, page
-from sweeps.reporting.literal import code, literal
-from sweeps.reporting.verdict import (
-    diverged_trials,
-    document,
-    horizon,
-    interval,
-    p_value,
-    sentences,
-    signed,
-    told,
-)
-
-DOUBTFUL_P = 0.01
-CAPACITY_TOLERANCE = 0.10
-"""A realised capacity further from the one asked for than this share of it is flagged."""
+from sweeps.reporting.cost import cost
+from sweeps.reporting.literal import code, literal, markdown_table
+from sweeps.reporting.sanity import sanity
+from sweeps.reporting.verdict import document, horizon, interval, p_value, sentences, signed
 
 
-def render(trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], info: Mapping[str, Any]) -> dict[str, bytes]:
+def render(
+    effects: Effects,
+    trials: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    info: Mapping[str, Any],
+    section: str = "",
+    pictures: Mapping[str, bytes] | None = None,
+) -> dict[str, bytes]:
     """File name → content. Pure: the caller decides where they go.
 
-    `trials` is the sweep's table, `curves` its progress records by trial id. `info` has `name`, `preset`, `planned`
-    (trials), `seeds`, `failed` (a list of trial, cell, seed, error), `missing` (trial ids), `horizon` (tokens a
-    trial), `equal_at`, `smallest_effect` (nats or None), `declared_beforehand` (that), `environment` (a mapping),
-    `floor` (nats or None) and `rerun` (a command); `factors` where they are not the three mechanisms.
+    `effects` are those of `trials`, the sweep's table; `curves` its progress records by trial id; `info` is what
+    `study.report_info` says; `section` with its `pictures` (file name → PNG) is what the study itself has to add.
     """
-    factors = tuple(info.get("factors", FACTORS))
     options, every, trials = extra_family(trials), trials, without_extras(trials)
-    effects = estimate(trials, factors, smallest_effect=info["smallest_effect"])
-    second, lost = second_family(trials, factors), divergences(every, factors=factors)
+    design = effects.design
+    second, lost = second_family(trials, design), divergences(every, design)
     title = f"{info['name']}: {horizon(info)}, complete seed blocks: {len(effects.blocks)}"
-    files = figures.draw(effects, trials, curves, title)
+    files = figures.draw(effects, trials, curves, title) | dict(pictures or {})
     files["effects.csv"] = effects.table.to_csv(index=False).encode()
     files["verdict.json"] = document(effects, second, options, lost, every, info)
+    alone = [name for name in files if name.endswith(".png") and name not in (pictures or {})]
     parts = [
         _verdict(effects, info),
         _effects(effects),
         _detection(effects),
+        section,
         "## Figures\n\n![Effects, interactions, paired learning curves and cost](report.png)\n\n"
         "One colour is one cell everywhere. Thick bars are blocked intervals, thin ones seed-wise, each tick is a "
-        "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in files if name.endswith(".png")) + ".",
+        "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in alone) + ".",
+        "## Along the way\n\n![Each effect at every evaluation](along.png)\n\n"
+        "The same effects at every evaluation, cells compared at equal shares of their training. The bands are 95 %, "
+        "seed-wise and pointwise: each holds for one point by itself, and the verdict is that of the end.",
         _second(second, effects),
         _options(options),
-        _cost(trials, factors),
-        _sanity(effects, every, lost, info),
+        cost(trials, effects),
+        _rates(info["tuned"]),
+        sanity(effects, every, lost, info),
         _environment(info),
     ]
     text = "\n\n".join(part for part in parts if part) + "\n"
@@ -83,18 +75,23 @@ def _effects(effects: Effects) -> str:
             signed(row["estimate"]),
             interval(row["blocked_low"], row["blocked_high"]),
             interval(row["seedwise_low"], row["seedwise_high"]),
-            p_value(row["p_adjusted"]),
+            p_value(row["p_adjusted"]) if effects.max_seeds is None else str(row["settled_at"] or "–"),
             row["verdict"],
         )
         for row in effects.table.to_dict(orient="records")
     ]
-    head = ("effect", "ON − OFF, nats", "95 % blocked", "95 % seed-wise", "Holm p", "verdict")
+    adjusted = "Holm p" if effects.max_seeds is None else "settled after seeds"
+    head = ("effect", "nats", "95 % blocked", "95 % seed-wise", adjusted, "verdict")
     return (
         "## Effects\n\n"
         + markdown_table(head, rows)
+        + "\n\nA factor's effect is the mean of its level minus that of its first (ON minus OFF) over all cells; below "
+        "0 is a lower validation loss. An interaction is half the difference of differences. "
         + (
-            "\n\nBelow 0 is a lower validation loss. An interaction is half the difference of differences. p is the "
-            "larger of the blocked and the seed-wise one, adjusted over all rows by Holm."
+            "p is the larger of the blocked and the seed-wise one, adjusted over all rows by Holm."
+            if effects.max_seeds is None
+            else "Levels of both tests, adjusted over all rows by Holm at every look, spend 0.05 in all over the looks "
+            "(O'Brien–Fleming); intervals are repeated confidence intervals."
         )
     )
 
@@ -103,10 +100,12 @@ def _detection(effects: Effects) -> str:
     head = "## What this sweep could have detected\n\n"
     if math.isnan(effects.sigma):
         return head + "Nothing can be said: it takes two complete seed blocks to see the noise."
+    least, most = effects.table["detectable"].min(), effects.smallest_detectable
+    size = f"{most:.3g}" if most < 1.01 * least else f"{least:.3g} to {most:.3g} (by how many trials it rests on)"
     text = (
         f"One trial scatters by σ = {effects.sigma:.4f} nats within its block. With {len(effects.blocks)} complete "
-        f"blocks an effect of {effects.smallest_detectable:.3g} nats is found with 80 % probability (at the strictest "
-        "step of Holm); a smaller one may well have been missed, which is no evidence that there is none."
+        f"blocks an effect of {size} nats is found with 80 % probability (at the strictest step of Holm); a smaller "
+        "one may well have been missed, which is no evidence that there is none."
     )
     if effects.smallest_effect is not None:
         text += f" The smallest effect of interest is {effects.smallest_effect:g} nats."
@@ -114,6 +113,8 @@ def _detection(effects: Effects) -> str:
 
 
 def _second(second: pd.DataFrame, effects: Effects) -> str:
+    if second.empty:
+        return ""
     rows = [
         (
             row["term"] if row["term"] == "synergy" else f"{row['term']} − base",
@@ -130,8 +131,10 @@ def _second(second: pd.DataFrame, effects: Effects) -> str:
         "## Cells against base\n\n"
         + markdown_table(head, rows)
         + (
-            "\n\nA second family, adjusted on its own. Synergy is full − base − the sum of each mechanism's own "
-            "difference."
+            "\n\nA second family, adjusted on its own."
+            + " Synergy is full − base − the sum of each factor's own difference."
+            * ("synergy" in set(second["term"]))
+            + " All blocks that are there enter, and no look is paid for." * bool(effects.max_seeds)
             + " A trial diverged, so what remains is a selected sample and claims nothing." * effects.withheld
             + " So few blocks are exploratory and claim nothing." * effects.exploratory
         )
@@ -139,13 +142,14 @@ def _second(second: pd.DataFrame, effects: Effects) -> str:
 
 
 def _options(extra: pd.DataFrame) -> str:
-    """The extra cells, each beside the corner that it is an option of; nothing where there are none."""
+    """The extra cells, each beside those that it is to be compared with; nothing where there are none."""
     if extra.empty:
         return ""
     rows = [
         (
             row["cell"],
             f"{row['loss']:.4f}",
+            row["of"],
             signed(row["estimate"]),
             interval(row["low"], row["high"]),
             p_value(row["p_adjusted"]),
@@ -156,183 +160,22 @@ def _options(extra: pd.DataFrame) -> str:
         for row in extra.to_dict(orient="records")
     ]
     head = (
-        "option",
+        "cell",
         "mean loss",
-        "option − cell, nats",
+        "beside",
+        "difference, nats",
         "95 %",
         "Holm p",
-        "tokens/s / cell (95 %)",
-        "FLOPs / cell",
+        "tokens/s, ratio (95 %)",
+        "FLOPs, ratio",
         "blocks",
     )
     return (
-        "## Options of the mechanisms\n\n"
+        "## Cells beside the factorial\n\n"
         + markdown_table(head, rows)
-        + "\n\nEach option beside the cell before its `~`, paired by seed; one t over the seeds' differences, adjusted "
-        "over these rows by Holm. They enter no effect above."
+        + "\n\nControls and options, each minus the cell that it stands beside, paired by seed; one t over the seeds' "
+        "differences, adjusted over these rows by Holm. They enter no effect above."
     )
-
-
-def _cost(trials: pd.DataFrame, factors: Sequence[str]) -> str:
-    finished = trials[trials["status"] != "diverged"]
-    if finished.empty:
-        return "## Cost\n\nNo trial has finished."
-    table = ratios(finished, ("tokens_per_second", "flops"), factors)
-    by_cell = finished.groupby("cell")
-    rows = []
-    for cell in cells_in_order([str(c) for c in by_cell.groups], factors):
-        part = by_cell.get_group(cell)
-        first = part.iloc[0]
-        of = {r["measure"]: r for r in table[table["cell"] == cell].to_dict(orient="records")}
-        speed, flops = of.get("tokens_per_second"), of.get("flops")
-        rows.append(
-            (
-                cell,
-                f"{first['parameters']:,.0f}",
-                f"{first['parameters_without_embeddings']:,.0f}",
-                figures.short_number(float(first["flops"])),
-                f"{flops['ratio']:.3f}" if flops else "1",
-                f"{part['tokens_per_second'].median():,.0f}",
-                f"{speed['ratio']:.2f} ({_ratio_interval(speed)})" if speed else "1",
-                f"{part['val_loss'].mean():.4f}",
-            )
-        )
-    head = (
-        "cell",
-        "parameters",
-        "without embeddings",
-        "training FLOPs",
-        "FLOPs / base",
-        "tokens/s",
-        "tokens/s / base (95 %)",
-        "mean loss",
-    )
-    return (
-        "## Cost\n\n"
-        + markdown_table(head, rows)
-        + (
-            "\n\nThroughput was measured beside other trials; the figure that counts is measured alone, "
-            "by `benchmarks/`. Ratios are paired by seed and analysed as logs."
-        )
-    )
-
-
-def _sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Mapping[str, Any]) -> str:
-    finished = trials[trials["status"] != "diverged"]
-    lines = []
-    for name, what in (
-        ("normality_p", "Residuals normal (Shapiro-Wilk)"),
-        ("equal_variances_p", "Equal variances (Levene)"),
-    ):
-        p = effects.checks[name]
-        doubt = " – **in doubt**" if p < DOUBTFUL_P else ""
-        lines.append(f"{what}: p {p_value(p)}{doubt}")
-    outlying = effects.checks["outlying_seeds"]
-    lines.append(f"Outlying seeds: {', '.join(map(str, outlying)) or 'none'}")
-    if "pairing" in finished:
-        hashes = finished.groupby("seed")["pairing"].nunique()
-        uneven = [str(seed) for seed, count in hashes.items() if count > 1]
-        lines.append(
-            f"Data order: **differs between cells in seed block {', '.join(uneven)}; they are not paired**"
-            if uneven and info["equal_at"] == "tokens"
-            else "Data order: the same in every cell of each seed block"
-            if not uneven
-            else "Data order: cells read prefixes of different length"
-        )
-    lines += _routing(finished) + _exits(finished)
-    if info["floor"] is not None and len(finished):
-        best = finished["val_loss"].min()
-        flag = " – **below it: something leaks**" if best < info["floor"] else ""
-        lines.append(f"Known loss floor {info['floor']:.4f} nats; the lowest trial reached {best:.4f}{flag}")
-    for name, entries in (
-        (
-            "Failed",
-            [
-                f"{literal(f['cell'])} seed {f['seed']}: {code((f['error'].strip().splitlines() or [''])[-1])}"
-                for f in info["failed"]
-            ],
-        ),
-        ("Missing", [code(str(trial)) for trial in info["missing"]]),
-        ("Diverged", [f"{literal(cell)} seed {seed}" for cell, seed in diverged_trials(trials)]),
-        (
-            "Seed blocks left out of the estimates",
-            [str(seed) for seed in range(info["seeds"]) if seed not in effects.blocks],
-        ),
-    ):
-        lines.append(f"{name}: {'; '.join(entries) or 'none'}")
-    lines += _disturbances(trials)
-    text = "## Sanity\n\n" + "\n".join(f"- {line}" for line in lines)
-    if lost["diverged"].any():
-        rows = [
-            (row["cell"], f"{row['diverged']} of {row['trials']}", p_value(row["p"]), p_value(row["p_adjusted"]))
-            for row in lost.to_dict(orient="records")
-        ]
-        text += "\n\nDivergences against base, exact and paired:\n\n"
-        text += markdown_table(("cell", "diverged", "p", "Holm p"), rows)
-    return text
-
-
-def _disturbances(trials: pd.DataFrame) -> list[str]:
-    """Trials that were begun again, and checkpoints that could not be used."""
-    if "restarts" not in trials:
-        return []
-    again = trials[trials["restarts"].fillna(0) > 0]
-    lines = [
-        f"Begun again after a fault: {len(again)} trials, {int(again['restarts'].sum())} times, "
-        f"{int(again['repeated_steps'].sum())} steps done twice"
-        if len(again)
-        else "Begun again after a fault: none"
-    ]
-    return lines + [
-        f"{literal(row['cell'])} seed {row['seed']}: **{literal('; '.join(row['said']))}**" for row in told(trials)
-    ]
-
-
-def _routing(finished: pd.DataFrame) -> list[str]:
-    """Router gap and realised capacity of the cells that route."""
-    if "mod_capacity" not in finished or not (finished["mod_capacity"] < 1).any():
-        return []
-    routed = finished[finished["mod_capacity"] < 1]
-    lines = []
-    if "router_gap" in routed:
-        gap = routed["router_gap"].astype(float)
-        lines.append(
-            f"Router gap (causal minus top-k loss): mean {signed(gap.mean())}, largest {signed(gap.max())} nats"
-        )
-    off = []
-    names = [name for name in routed.columns if name.startswith("mod/capacity_layer")]
-    for name in names:
-        realised = routed[name].astype(float)
-        worst = ((realised - routed["mod_capacity"]).abs() / routed["mod_capacity"]).max()
-        if worst > CAPACITY_TOLERANCE:
-            off.append(
-                f"{name.removeprefix('mod/capacity_')} realised {realised.min():.3f} to {realised.max():.3f}"
-            )
-    if names:
-        within = f"within {100 * CAPACITY_TOLERANCE:.0f} % of the one asked for"
-        lines.append(
-            f"Realised capacity: **not {within}: {'; '.join(off)}**" if off else f"Realised capacity: {within}"
-        )
-    return lines
-
-
-def _exits(finished: pd.DataFrame) -> list[str]:
-    """After which pass the tokens of each cell left, where they may leave: the mean over its seeds."""
-    names = [name for name in finished.columns if name.startswith("latent/exit_")]
-    if not names:
-        return []
-    leaving = finished.dropna(subset=names, how="all")
-    lines = []
-    for cell, rows in leaving.groupby("cell", sort=False):
-        shares = rows[names].mean().dropna()
-        passes = ", ".join(
-            f"{str(name).removeprefix('latent/exit_')}: {100 * share:.1f} %" for name, share in shares.items()
-        )
-        lines.append(
-            f"Passes after which tokens of {literal(str(cell))} left: {passes}; "
-            f"{rows['latent/passes'].mean():.2f} on average"
-        )
-    return lines
 
 
 def _environment(info: Mapping[str, Any]) -> str:
@@ -342,12 +185,21 @@ def _environment(info: Mapping[str, Any]) -> str:
     return f"## Environment\n\n{count}\n\n{table}\n\nAgain: {code(info['rerun'])}"
 
 
-def _ratio_interval(row: Mapping[Any, Any]) -> str:
-    return "–" if math.isnan(row["low"]) else f"{row['low']:.2f} to {row['high']:.2f}"
+def _rates(tuned: Mapping[str, Any] | None) -> str:
+    """What was found of the learning rate, by cell; nothing where it was given."""
+    if not tuned:
+        return ""
+    rates, cells = list(tuned["losses"]), list(next(iter(tuned["losses"].values())))
 
+    def shown(loss: float | None) -> str:
+        return "diverged" if loss is None else f"{loss:.4f}"
 
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A pipe table; the first column left, the others right."""
-    safe = [[literal(cell) for cell in row] for row in rows]
-    lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)]), *(" | ".join(row) for row in safe)]
-    return "\n".join(f"| {line} |" for line in lines)
+    rows = []
+    for cell in cells:
+        of = {rate: tuned["losses"][rate].get(cell) for rate in rates}
+        known = {rate: loss for rate, loss in of.items() if loss is not None}
+        rows.append((cell, *map(shown, of.values()), min(known, key=lambda r: known[r]) if known else "–"))
+    return (
+        f"## Learning rate\n\n{float(tuned['lr']):g} for all cells: the lowest mean loss over them, on a seed "
+        f"({tuned['seed']}) that is none of the blocks.\n\n" + markdown_table(("cell", *rates, "own best"), rows)
+    )

@@ -18,7 +18,14 @@ from sweeps.analysis.effects import Effects
 
 def horizon(info: Mapping[str, Any]) -> str:
     """`after 409,600 training tokens a trial, at equal tokens`."""
-    return f"after {info['horizon']:,.0f} training tokens a trial, at equal {info['equal_at']}"
+    if info["equal_at"] == "flops":
+        return f"after {info['flops']:.3g} training FLOPs a trial, at equal FLOPs"
+    if info["varied"]:
+        return f"after up to {info['horizon']:,.0f} training tokens a trial, which a factor varies"
+    tokens = f"after {info['horizon']:,.0f} training tokens a trial"
+    if info["equal_at"] == "time":
+        return f"in the training time of {info['horizon']:,.0f} tokens of base, at equal exclusive wall-clock"
+    return f"{tokens}, at equal tokens"
 
 
 def sentences(effects: Effects, info: Mapping[str, Any]) -> list[str]:
@@ -26,10 +33,25 @@ def sentences(effects: Effects, info: Mapping[str, Any]) -> list[str]:
     where = horizon(info)
     rows = effects.table.to_dict(orient="records")
     said = [_headline(effects, where)]
+    if info["primary"] != info["equal_at"]:
+        said.append(
+            f"This is a secondary comparison: the one at equal {info['primary']} was declared primary beforehand."
+        )
     if not info["declared_beforehand"]:
         said.append(
             f"The smallest effect of interest, {info['smallest_effect']:g} nats, was named after the sweep had begun: "
             "verdicts that rest on it are post hoc."
+        )
+    if info["codes"]:
+        said.append(
+            "Trials were made by more than one version of the code, and may differ for that alone: "
+            + ", ".join(f"{count} by {code}" for code, count in info["codes"].items())
+            + "."
+        )
+    if effects.max_seeds and effects.blocks:
+        said.append(
+            f"Blocks were added until every effect was settled, up to {effects.max_seeds}: intervals are repeated "
+            "ones, valid at every look, and an estimate that ended the search is on average a little too large."
         )
     if effects.blocks:
         said += [_sentence(effects, row, where) for row in rows]
@@ -62,6 +84,11 @@ def document(
         "smallest_effect_of_interest": effects.smallest_effect,
         "smallest_effect_declared_beforehand": info["declared_beforehand"],
         "sigma": effects.sigma,
+        "max_seeds": effects.max_seeds,
+        "primary_comparison": info["primary"],
+        "code_versions": info["codes"],
+        "set_aside": [*effects.doubtful, *info["damaged"]],
+        "learning_rate_chosen": info["tuned"],
         "second_family": second.to_dict(orient="records"),
         "options": options.to_dict(orient="records"),
         "failed": info["failed"],
@@ -144,7 +171,8 @@ def _headline(effects: Effects, where: str) -> str:
         groups, key=lambda verdict: (not verdict.startswith("helps"), not verdict.startswith("hurts"), verdict)
     )
     listed = "; ".join(f"{verdict}: {', '.join(groups[verdict])}" for verdict in order)
-    return f"Verdict {where}, from {blocks} seed blocks: {listed}."
+    looked = f" of at most {effects.max_seeds}" if effects.max_seeds else ""
+    return f"Verdict {where}, from {blocks} seed blocks{looked}: {listed}."
 
 
 def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
@@ -152,9 +180,11 @@ def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
     joint = " is " if verdict == "undecided" else " " if verdict.startswith(("helps", "hurts")) else ": "
     text = f"{term}{joint}{verdict}, {signed(row['estimate'])} nats {where}"
     if not math.isnan(row["p"]):
+        found = f"Holm p {p_value(row['p_adjusted'])}" if effects.max_seeds is None else _settled(row)
         text += (
-            f" (95 %: {interval(row['seedwise_low'], row['seedwise_high'])} seed-wise, "
-            f"{interval(row['blocked_low'], row['blocked_high'])} blocked; Holm p {p_value(row['p_adjusted'])})"
+            f" (95 %{', repeated' if effects.max_seeds else ''}: "
+            f"{interval(row['seedwise_low'], row['seedwise_high'])} seed-wise, "
+            f"{interval(row['blocked_low'], row['blocked_high'])} blocked; {found})"
         )
     text += "."
     if _excludes_zero(row, "blocked") != _excludes_zero(row, "seedwise"):
@@ -164,18 +194,23 @@ def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
     if ":" in term and verdict.startswith(("helps", "hurts")):
         amount = "lower" if row["estimate"] < 0 else "higher"
         text += (
-            f" With both on the loss is {amount} than their separate effects add up to."
+            f" With both the loss is {amount} than their separate effects add up to."
             if term.count(":") == 1
-            else " How two of them act together depends on the third."
+            else " How some of them act together depends on the others."
         )
     if verdict == "undecided":
         if effects.smallest_effect is None:
             text += f" With 90 % confidence it lies within {interval(row['bound_low'], row['bound_high'])}."
         else:
-            needed = power.blocks_needed(effects.smallest_effect, effects.sigma, len(effects.factors))
+            norm = float(effects.design.norms_T[effects.design.terms.index(term)])
+            needed = power.blocks_needed(effects.smallest_effect, effects.sigma, norm, len(effects.table))
             blocks = f"{needed:,}" if needed else "more than a million"
             text += f" {blocks} seed blocks would find {effects.smallest_effect:g} nats with 80 % probability."
     return text
+
+
+def _settled(row: Mapping[Any, Any]) -> str:
+    return f"settled after {row['settled_at']} seeds" if row.get("settled_at") else "not settled"
 
 
 def _excludes_zero(row: Mapping[Any, Any], name: str) -> bool:

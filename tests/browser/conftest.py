@@ -13,9 +13,12 @@ import pandas as pd
 import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from sweeps.analysis.contrasts import switches
+from sweeps.analysis.effects import estimate
 from sweeps.reporting.report import render
 from tests.sweeps.conftest import make_curves, make_info, make_trials
 
+DESIGN = switches("mod", "latent", "memory")
 SCREENSHOTS = Path(__file__).parents[2] / ".tmp" / "screenshots"
 HOSTILE = (
     "<script>document.title = 'run'</script><img src=http://127.0.0.1:9/x> | **bold** `tick` [a](http://a.example)"
@@ -53,7 +56,8 @@ def sweep(request: pytest.FixtureRequest, chromium: str) -> MadeUp:
         {"trial": "y", "cell": "latent", "seed": 4, "error": "/" + "a" * 700},
     ]
     missing = [f"mod+latent+memory-s{seed}-0123456789ab" for seed in range(request.param)]
-    return MadeUp(trials, curves, render(trials, curves, make_info(trials, failed=failed, missing=missing)))
+    info = make_info(trials, failed=failed, missing=missing)
+    return MadeUp(trials, curves, render(estimate(trials, DESIGN), trials, curves, info))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page
 
 from sweeps.analysis.effects import estimate
 from sweeps.reporting.verdict import sentences, signed
-from tests.browser.conftest import HOSTILE, MadeUp
+from tests.browser.conftest import DESIGN, HOSTILE, MadeUp
 from tests.sweeps.conftest import make_info
 
 
@@ -41,7 +41,7 @@ def opened(browser: Browser, address: str, width: int = 1280, scheme: str = "lig
 
 def test_it_says_what_the_sweep_shows(browser, address, sweep):
     """Seen to fail: the text of a table's cell not escaped; a figure left out of the page."""
-    effects = estimate(sweep.trials)
+    effects = estimate(sweep.trials, DESIGN)
     with opened(browser, address) as page:
         assert page.title() == "quick: what the sweep shows"
         verdict = page.locator("header p")
@@ -58,9 +58,9 @@ def test_it_says_what_the_sweep_shows(browser, address, sweep):
         cost = page.locator("section:has(#cost) tbody tr td:first-child").all_inner_texts()
         assert set(cost) == set(sweep.trials["cell"])
         sizes = page.evaluate("[...document.images].map(image => [image.complete, image.naturalWidth])")
-        assert len(sizes) == 5 and all(complete and width > 900 for complete, width in sizes)
-        sheet, *single = [image.bounding_box()["width"] for image in page.locator("img").all()]  # type: ignore[index]
-        assert sheet > 1_100 and all(400 < width < sheet / 1.9 for width in single)
+        assert len(sizes) == 6 and all(complete and width > 900 for complete, width in sizes)
+        sheet, *single, along = [image.bounding_box()["width"] for image in page.locator("img").all()]  # type: ignore[index]
+        assert sheet == along > 1_100 and all(400 < width < sheet / 1.9 for width in single)
 
 
 def test_what_a_trial_died_of_is_text(browser, address):
@@ -74,7 +74,7 @@ def test_its_links_lead_to_places_on_it(browser, address):
     """Seen to fail: links to PNG files beside the page."""
     with opened(browser, address) as page:
         links = page.locator("a").evaluate_all("links => links.map(link => link.getAttribute('href'))")
-        assert len(links) == 12  # seven sections, five figures
+        assert len(links) == 14  # eight sections, six figures
         for link in links:
             assert link.startswith("#")
             assert page.locator(f"[id='{link[1:]}']").count() == 1

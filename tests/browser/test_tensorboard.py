@@ -19,9 +19,9 @@ from playwright.sync_api import Browser, Locator, Page, expect
 
 from sweeps.reporting import event_files
 from sweeps.reporting.verdict import signed
-from tests.browser.conftest import MadeUp
+from tests.browser.conftest import DESIGN, MadeUp
 
-LEVELS = ("mod_capacity", "latent_iterations", "memory_slots")
+LEVELS = ("model.mod_capacity", "model.latent_iterations", "model.memory_slots")
 expect.set_options(timeout=30_000)
 
 
@@ -29,7 +29,7 @@ expect.set_options(timeout=30_000)
 def board(sweep: MadeUp, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """TensorBoard's address, once it has read every run."""
     folder = tmp_path_factory.mktemp("board")
-    event_files.write_events(folder / "events", sweep.trials, sweep.curves, sweep.files, LEVELS)
+    event_files.write_events(folder / "events", sweep.trials, sweep.curves, sweep.files, DESIGN, LEVELS)
     command = [sys.executable, "-m", "tensorboard.main", "--logdir", str(folder / "events")]
     said = folder / "said"
     with (
@@ -76,7 +76,10 @@ def test_a_cell_is_a_row_of_the_hparams_tab(page, board, sweep, keep):
     keep(page, f"tensorboard-{sweep.name}-hparams")
     assert grid.evaluate("grid => grid.size") == 8
     heads = page.locator("vaadin-grid-cell-content").all_inner_texts()[:9]
-    assert set(heads) >= {"cell", *LEVELS, "val_loss"} and "seed" not in heads
+    assert (
+        set(heads) >= {"cell", *(name.removeprefix("model.") for name in LEVELS), "val_loss"}
+        and "seed" not in heads
+    )
     means = sweep.trials.groupby("cell")["val_loss"].mean()
     for mean in means:  # a group's figure is the mean of its sessions
         expect(grid.get_by_text(f"{mean:.4f}", exact=True).first).to_be_visible()
@@ -117,9 +120,9 @@ def test_the_figures_are_shown_the_sheet_first(page, board, sweep, keep):
     """Seen to fail without the link's filter: no run chosen, no picture."""
     page.goto(board + event_files.VIEWS["the figures"])
     pictures = page.locator("tf-image-loader")
-    expect(pictures).to_have_count(5)
+    expect(pictures).to_have_count(6)
     expect(pictures.first).to_contain_text("figures/1_report")
-    for place in range(5):
+    for place in range(6):
         picture = pictures.nth(place).locator("img")
         expect(picture).to_be_visible()
         picture.evaluate("async image => { await image.decode() }")

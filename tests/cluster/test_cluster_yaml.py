@@ -13,7 +13,7 @@ import yaml
 from check import check
 
 from lahr.options import parse
-from sweeps.engine.options import Options
+from sweeps.factorial import Options
 
 ROOT = Path(__file__).parents[2]
 YAMLS = sorted((ROOT / "cluster").glob("*.yaml"))

@@ -17,9 +17,9 @@ from lahr.errors import ConfigError
 from lahr.presets import preset
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
-from sweeps.engine.options import Options
 from sweeps.engine.recorder import Recorder, result_of
 from sweeps.engine.results import Results
+from sweeps.factorial import Options
 from tests.chaos.stage import Stage
 from tests.cluster.namespaces import PROJECT, until
 from tests.cluster.on_prem import OnPrem
@@ -123,7 +123,7 @@ def test_what_a_sweep_has_reached_is_fetched_while_it_runs(tmp_path):
     none = subprocess.run(fetch, cwd=tmp_path, capture_output=True, text=True)
     assert none.returncode == 2
     assert none.stderr.startswith("error: no report of mine yet: no trial in ")
-    recorder = Recorder(results, design)
+    recorder = Recorder(results, design, "code")
     for trial in design.trials()[:2]:
         metrics = {"train_loss": 1.0, "lr": 0.1, "grad_norm": 1.0, "val_loss": 3.0, "tokens_per_second": 9.0}
         end = Progress(24, 24 * 128, 1e9, 2.0, metrics, "ab12", "finished")

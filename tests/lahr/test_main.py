@@ -130,6 +130,11 @@ def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
             ["train", "--model.latent-halting", "act"],
             "model.latent_halting is 'act', but latent is off; turn it on with --latent, or leave it out",
         ),
+        (
+            ["train", "--model.options", "width", "3"],
+            "which only a model of your own reads; give --model.build too",
+        ),
+        (["train", "--model.build", "no.where:f"], "the module no.where cannot be imported (ModuleNotFoundError"),
         (["train", "--data", "nowhere.txt"], "no such file or folder"),
         (["train", "--threads", "0"], "threads is 0"),
         (["train", "--seed", str(2**64)], "it must be 0 to 2**64 - 1"),

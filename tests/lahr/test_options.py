@@ -43,6 +43,9 @@ def test_every_field_is_an_option_and_data_is_short_for_the_corpus():
     assert (options.data.corpus, options.data.text_column) == ("x.txt", "story")
     assert options.capacity == (0.125, 0.25)
     assert sweep("--data y --preset small").data.corpus == "y"
+    own = sweep("--model.build a.b:c --model.options width 3 deep True rate 0.5 none None act relu").model
+    assert own.build == "a.b:c"
+    assert repr(own.options) == "{'width': 3, 'deep': True, 'rate': 0.5, 'none': None, 'act': 'relu'}"
 
 
 @pytest.mark.parametrize(
@@ -59,6 +62,8 @@ def test_every_field_is_an_option_and_data_is_short_for_the_corpus():
         ("--seeds 3 --seeds 1.5", "--seeds is '1.5'; it must be a whole number"),
         ("--capacity .5 x --seeds 3", "--capacity is '.5 x'; it must be a number"),
         ("--model.d-ff x", "--model.d-ff is 'x'; it must be a whole number or None"),
+        ("--model.options width", "--model.options is 'width'; it must be names, each followed by its value"),
+        ("--model.build a.b", "model.build is 'a.b'; it must be of the form package.module:function"),
         ("--preset", "unknown preset ''; allowed: smoke, quick, small, paper, base"),
         ("--preset quik", "unknown preset 'quik' (did you mean 'quick'?); allowed: smoke, quick, small, paper, base"),
         ("--train.lr", "Missing value for argument '--train.lr'. Expected 1 values."),

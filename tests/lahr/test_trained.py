@@ -3,7 +3,7 @@
 import json
 import pickle
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import safetensors.torch
@@ -51,6 +51,35 @@ def test_an_export_gives_back_the_model_the_tokenizer_and_what_is_known(run, exp
     assert back.tokenizer.to_str() == there.tokenizer.to_str()
     tokens, _ = tiny_data.validation_blocks(2, 32)
     assert torch.equal(there.model(tokens), back.model(tokens))
+
+
+def test_a_model_of_ones_own_is_kept_exported_and_continues_prompts(tiny, tiny_data, tmp_path):
+    """Each sequence read from its beginning. Caught: padding that it reads; a tied head missing in an export."""
+    config, folder = tiny(), Folder.at(tmp_path / "run")
+    options = {"build": "tests.lahr.model.own_models:plain", "options": {"tied": True}}
+    config = replace(config, model=replace(config.model, **options))
+    list(train(config, tiny_data, Runtime(), folder.child("checkpoints")))
+    folder.write_json("config.json", {**asdict(config), "runtime": {"device": "cpu"}})
+    folder.write("tokenizer.json", tiny_data.tokenizer_path.read_bytes())
+    there = find(folder.uri)
+    back = load(export(there, str(tmp_path / "out")).uri)
+    assert all(torch.equal(weights(there)[name], weights(back)[name]) for name in weights(back))
+    assert not back.model.training
+    prompts, greedy = ("The", "Once upon a time there"), Sampling(temperature=0)
+    *_, both = back.continuations(prompts, 4, greedy)
+    for prompt, text in zip(prompts, both, strict=True):
+        *_, alone = back.continuations([prompt], 4, greedy)
+        assert alone == [text]
+        ids = [back.tokenizer.token_to_id("<|endoftext|>"), *back.tokenizer.encode(prompt).ids]
+        made = len(ids)
+        with torch.no_grad():
+            for _ in range(4):
+                ids.append(int(back.model(torch.tensor([ids]))[0, -1].argmax()))
+        assert back.tokenizer.decode(ids[made:]).startswith(text)
+    elsewhere = replace(config, model=replace(config.model, build="tests.nowhere:plain"))
+    folder.write_json("config.json", {**asdict(elsewhere), "runtime": {"device": "cpu"}})
+    with pytest.raises(ConfigError, match=r"tests.nowhere cannot be imported .*put it where Python finds it"):
+        find(folder.uri)
 
 
 def test_a_checkpoint_is_found_by_itself_and_by_what_holds_it(run, tiny, tiny_data, tmp_path):

@@ -4,13 +4,16 @@ on the small corpus, and one Ray."""
 from collections.abc import Callable, Iterator
 from itertools import product
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from lahr.data import TokenData
-from sweeps.engine.design import Design, Extra, Factor
+from sweeps.analysis.contrasts import switches
+from sweeps.engine.design import Design
+from sweeps.engine.factors import Extra, Factor
 from tests.conftest import LEVELS, TINY
 
 FACTORS = ("mod", "latent", "memory")
@@ -44,10 +47,9 @@ def make_trials(seeds=5, sigma=0.04, truth=TRUTH, rng=0) -> pd.DataFrame:
                 "status": "finished",
                 "val_loss": loss,
                 **on,
-                "corner": True,
-                "mod_capacity": 0.125 if on["mod"] else 1.0,
-                "latent_iterations": 4 if on["latent"] else 0,
-                "memory_slots": 4096 if on["memory"] else 0,
+                "model.mod_capacity": 0.125 if on["mod"] else 1.0,
+                "model.latent_iterations": 4 if on["latent"] else 0,
+                "model.memory_slots": 4096 if on["memory"] else 0,
                 "val_loss_topk": loss - (0.02 if on["mod"] else 0.0),
                 "router_gap": 0.02 if on["mod"] else 0.0,
                 "bits_per_byte": loss / 2.1,
@@ -105,8 +107,15 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
         "seeds": int(trials["seed"].nunique()),
         "failed": [],
         "missing": [],
+        "damaged": [],
+        "codes": {},
         "horizon": TOKENS,
+        "varied": False,
+        "flops": 6e6 * TOKENS,
         "equal_at": "tokens",
+        "primary": "tokens",
+        "max_seeds": None,
+        "tuned": None,
         "smallest_effect": None,
         "declared_beforehand": True,
         "floor": 2.05,
@@ -120,18 +129,24 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
 def make_design(tiny_data: TokenData) -> Callable[..., Design]:
     """`make_design(seeds, factors, extras)` of the three mechanisms."""
     off = {"mod_capacity": 1.0, "latent_iterations": 0, "memory_slots": 0}
-    mechanisms = tuple(Factor(n, f, off[f], (v,)) for n in FACTORS for f, v in LEVELS[n].items())
+    mechanisms = tuple(
+        Factor(n, f"model.{f}", (off[f], v), switch=True) for n in FACTORS for f, v in LEVELS[n].items()
+    )
 
-    def build(seeds: int = 2, factors: tuple[Factor, ...] = mechanisms, extras: tuple[Extra, ...] = ()) -> Design:
-        return Design(factors, TINY, tiny_data.content_hash, seeds, extras)
+    def build(
+        seeds: int = 2, factors: tuple[Factor, ...] = mechanisms, extras: tuple[Extra, ...] = (), **other: Any
+    ) -> Design:
+        return Design(factors, TINY, tiny_data.content_hash, seeds, extras, **other)
 
     return build
 
 
 @pytest.fixture(scope="session")
 def made():
-    """`made.trials(...)`, `made.curves(trials)`, `made.info(trials)` and the truth they carry."""
-    return SimpleNamespace(trials=make_trials, curves=make_curves, info=make_info, truth=TRUTH)
+    """`made.trials(...)`, `made.curves(trials)`, `made.info(trials)`, the truth they carry and their design."""
+    return SimpleNamespace(
+        trials=make_trials, curves=make_curves, info=make_info, truth=TRUTH, design=switches(*FACTORS)
+    )
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ def sweep(make_design, tiny_data, tmp_path):
     design, results = make_design(seeds=2), Results(Folder.at(tmp_path / "sweep"))
     results.begin(design, Runtime(), {"preset": "smoke", "data": {}, "estimated_seconds": {}}, {})
     results.folder.write("tokenizer.json", tiny_data.tokenizer_path.read_bytes())
-    recorder = Recorder(results, design)
+    recorder = Recorder(results, design, "code")
     for trial in (design.trials()[1], design.trials()[8]):
         recorder.started(trial)
         records = list(train(trial.config, tiny_data, Runtime(), results.checkpoints.child(trial.id)))

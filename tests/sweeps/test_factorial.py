@@ -17,9 +17,11 @@ from lahr.data.stories import story
 from lahr.errors import ConfigError
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
-from sweeps import factorial
+from sweeps.commands import execute
+from sweeps.commands.report import say_where
 from sweeps.engine import lease
 from sweeps.engine.results import Results
+from sweeps.factorial import Options
 from sweeps.reporting.event_files import VIEWS
 from tests.chaos.here import kill_9
 
@@ -36,6 +38,10 @@ def place(tmp_path, cache, monkeypatch) -> list[str]:
     """Options that keep a sweep inside the test's own folder."""
     monkeypatch.chdir(tmp_path)
     return [*TINY, "--cache", str(cache), "--results", str(tmp_path / "results")]
+
+
+def factorial(argv: list[str]) -> int:
+    return execute(Options, argv, "python sweeps/factorial.py")
 
 
 def bad_files(folder: Path) -> None:
@@ -83,13 +89,28 @@ def bad_files(folder: Path) -> None:
         ("--workers 4 --data.validation-blocks 3", "each of 4 workers evaluates one at least"),
         ("--sharding shard", "which has nobody to share the model with; give --workers 2 or more"),
         ("--sharding whole", "--sharding"),
+        ("--until decided", "--until decided needs --smallest-effect"),
+        ("--until decided --smallest-effect 0.1 --max-seeds 3", "needs a cap of 4 seeds or more"),
+        ("--until decided --smallest-effect 0.1 --seeds 9", "--seeds is 9 with --until decided"),
+        ("--until desided", "did you mean 'decided'"),
+        ("--smallest-effect 0.1 --seeds 1", "a verdict takes intervals, and those two blocks at least"),
+        ("--equal money", "--equal"),
+        ("--tune-lr 0.001", "give two or more rates to choose from"),
+        ("--tune-lr 0.001 0.001", "each above 0 and once"),
+        ("--controls params params", "--controls names one twice: params params"),
+        ("--controls parms", "--controls"),
+        ("--order 0", "--order is 0; it is the most factors of an interaction, at least 1"),
+        ("--without mod", "these effects cannot be estimated: mod, latent, memory"),
+        ("--without mood", "names the cell 'mood' (did you mean 'mod'?)"),
+        ("--slots 64 64", "factor memory has equal levels: 0, 64, 64; give each once"),
+        ("--extra mod:mod_capacity=1", "the cells base and mod~mod_capacity=1.0 are the same configuration"),
         ("--address 127.0.0.1:1", "no Ray answers at '127.0.0.1:1'"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(place, tmp_path, given, said):
     bad_files(tmp_path)
     with pytest.raises(ConfigError) as raised:
-        factorial.main([*place, *given.split()] if not given.startswith("plam") else [given, *place])
+        factorial([*place, *given.split()] if not given.startswith("plam") else [given, *place])
     assert said in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "results").exists()
@@ -112,7 +133,7 @@ def test_a_hub_dataset_without_a_network_fails_at_once_and_says_what_to_use(plac
 def test_a_disk_without_room_is_said_before_anything_starts(place, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 1000})())
     with pytest.raises(ConfigError, match="GiB free; make room or give --results another place"):
-        factorial.main(place)
+        factorial(place)
     assert not (tmp_path / "results").exists()
 
 
@@ -127,15 +148,15 @@ def test_a_place_that_cannot_be_written_to_is_said_within_seconds_and_nothing_st
     for results, why in ((str(small_disk / "results"), "Read-only file system"), (nobody, "connect")):
         began = time.monotonic()
         with pytest.raises(ConfigError, match=f"cannot be written to: .*{why}.*; mend that, or give another place"):
-            factorial.main([*place, "--results", results])
+            factorial([*place, "--results", results])
         assert time.monotonic() - began < 8
     assert not caplog.records
 
 
 def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_path, capsys):
-    assert factorial.main(["plan", *place, "--seeds", "8", "--smallest-effect", "0.05"]) == 0
+    assert factorial(["plan", *place, "--seeds", "8", "--smallest-effect", "0.05"]) == 0
     said = capsys.readouterr().out
-    for word in ("mod+latent+memory", "FLOPs", "64 trials", "← this plan", "an effect of 0.05 nats takes"):
+    for word in ("mod+latent+memory", "FLOPs", "64 trials", "(this plan)", "an effect of 0.05 nats takes"):
         assert word in said
     assert not (tmp_path / "results").exists()
 
@@ -145,7 +166,7 @@ def test_a_plan_for_a_gpu_counts_its_gpu_and_not_its_cores(place, monkeypatch, c
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
     for words, lanes in ((["--device", "cuda"], 1), (["--trials-per-gpu", "4"], 4), (["--device", "cpu"], 16)):
-        assert factorial.main(["plan", *place, *words]) == 0
+        assert factorial(["plan", *place, *words]) == 0
         assert f"with {lanes} at a time" in " ".join(capsys.readouterr().out.split())
 
 
@@ -154,7 +175,7 @@ def test_links_say_what_they_are_for_where_tensorboard_chooses_no_run(tmp_path):
     said = {}
     for runs in (40, 41):
         out = io.StringIO()
-        factorial._say_where(Console(file=out, width=60), Results.at(str(tmp_path), "mine"), runs)
+        say_where(Console(file=out, width=60), Results.at(str(tmp_path), "mine"), runs)
         said[runs] = out.getvalue()
     assert "report/report.html\n" in said[40] and "report/report.md\n" in said[40]
     assert "none of the 41 runs chosen" in " ".join(said[41].split()) and "chosen" not in said[40]

@@ -47,9 +47,14 @@ OPTIONS = {
     "latent capacity, threshold": replace(FULL, latent_capacity=0.3, mod_router="threshold", mod_capacity=1.0),
     "universal transformer": replace(CELLS["latent"], n_layers=0, latent_halting="act"),
     "slots": replace(FULL, memory_kind="slots", memory_slots=30),
+    "normalised queries and keys": replace(FULL, qk_norm=True),
+    "normalised, act, core of 2": replace(FULL, qk_norm=True, latent_core_layers=2, latent_halting="act"),
+    "zero start": replace(FULL, zero_init=True),
+    "zero start, routed core": replace(FULL, zero_init=True, latent_capacity=0.3),
     "slots at the end": replace(FULL, memory_kind="slots", memory_slots=30, memory_layer=4),
 }
 KNN = {"knn": replace(FULL, memory_kind="knn", memory_slots=40, memory_top_k=5)}
+KNN["knn, normalised"] = replace(KNN["knn"], qk_norm=True, zero_init=True)
 """Apart, since it remembers nothing without segments."""
 
 Build = Callable[..., LAHR]
@@ -112,6 +117,8 @@ def models(draw: st.DrawFn) -> ModelConfig:
         "memory_top_k": draw(st.integers(1, 3)),
         "memory_key_dim": draw(st.sampled_from([2, 6])),
         "memory_layer": draw(st.sampled_from([None, 0, 1, 2])),
+        "qk_norm": draw(st.booleans()),
+        "zero_init": draw(st.booleans()),
     }
     try:
         return ModelConfig(**fields)

@@ -138,7 +138,11 @@ def test_latent_core_and_memory_change_no_logit_at_the_start(every, segments, to
 
 def test_shared_parameters_start_bit_equal_in_all_cells_and_options(cells):
     """Caught: starts that depend on how many parameters the cell has; the seed, or the name, not in the hash."""
-    variants = cells | {name: config for name, config in {**OPTIONS, **KNN}.items() if config.n_layers}
+    variants = cells | {
+        name: config
+        for name, config in {**OPTIONS, **KNN}.items()
+        if config.n_layers and not config.zero_init  # what starts at zero is in the next test
+    }
     states = {name: dict(LAHR(config, seed=3).named_parameters()) for name, config in variants.items()}
     for one, other in combinations(states.values(), 2):
         shared = {key for key in one.keys() & other.keys() if one[key].shape == other[key].shape}
@@ -151,6 +155,31 @@ def test_shared_parameters_start_bit_equal_in_all_cells_and_options(cells):
     assert not any(torch.equal(moved[key], states["mod+latent+memory"][key]) for key in drawn)
     firsts = {p.flatten()[0].item() for key, p in moved.items() if key in drawn}
     assert len(firsts) == len(drawn)  # no two parameters share a stream
+
+
+@pytest.mark.parametrize("name", ["base", "mod+latent+memory"])
+def test_a_zero_start_is_that_of_the_branches_ends_and_of_nothing_else(name, cells, tokens_BT, targets_BT):
+    """Every block starts as the identity, and still learns. Caught: the core's projections at zero before their norms,
+    whose gradient is a thousand times too large; the routed blocks left out."""
+    config = cells[name]
+    plain, zero = (LAHR(replace(config, zero_init=z), seed=3) for z in (False, True))
+    ends = ("blocks.{}.attention.out.weight", "blocks.{}.feed_forward.down.weight")
+    expected = {end.format(i) for end in ends for i in range(4)}
+    if "latent" in name:
+        expected |= {f"latent.core.0.{part}_out_norm.weight" for part in ("attention", "feed_forward")}
+    theirs = dict(plain.named_parameters())
+    changed = {n for n, p in zero.named_parameters() if not torch.equal(p, theirs[n])}
+    assert changed == expected
+    assert not any(dict(zero.named_parameters())[n].any() for n in changed)
+    assert torch.equal(zero(tokens_BT), F.linear(zero.norm(zero.embedding(tokens_BT)), zero.embedding.weight))
+    with torch.no_grad():
+        for model in (plain, zero):
+            if model.latent is not None:
+                model.latent.readout.weight.copy_(0.1 * torch.eye(32))
+    _, grads = run(zero, tokens_BT, targets_BT)
+    _, usual = run(plain, tokens_BT, targets_BT)
+    for n in changed:
+        assert 0 < grads[n].norm() < 30 * usual[n].norm(), n
 
 
 def test_building_a_model_takes_nothing_from_the_random_stream(every):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lahr.model import LAHR, layers
-from lahr.model.layers import RMSNorm, Rotary, attention_span, causal_attention, rotary_table
+from lahr.model.layers import Attention, RMSNorm, Rotary, Window, attention_span, causal_attention, rotary_table
+from lahr.model_config import ModelConfig
 
 
 @pytest.mark.parametrize("length", [1, 5, 127, 128, 129, 300, 701, 2100])
@@ -49,6 +50,58 @@ def test_a_product_of_rotated_vectors_depends_on_their_distance_alone(i, j, shif
     assert one == pytest.approx(float(other), abs=1e-5)  # the table is float32
     assert turned(q, i).norm() == pytest.approx(float(q.norm()), abs=1e-6)
     assert torch.equal(turned(q, 0), q)
+
+
+@torch.no_grad()
+def test_normalised_queries_and_keys_are_those_of_the_paper():
+    """By hand: norms of each head's own channels, weighted, then turned. Caught: a norm over all heads' channels; after
+    the turn; the weights exchanged; values normalised too."""
+    T, D, H = 9, 12, 3
+    attention, table = Attention(D, H, 1.0, qk_norm=True).double(), Rotary(*rotary_table(T, D // H, 100.0))
+    for p in attention.parameters():
+        p.copy_(torch.randn(p.shape, dtype=torch.float64))
+    x_BTD = torch.randn(2, T, D, dtype=torch.float64)
+    q, k, v = attention.qkv(x_BTD).view(2, T, 3, H, D // H).unbind(2)
+    q, k = (x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * norm.weight
+            for x, norm in ((q, attention.query_norm), (k, attention.key_norm)))  # fmt: skip
+    q, k, v = (x.transpose(1, 2) for x in (table.rotate(q), table.rotate(k), v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(2, T, D)
+    assert (attention(x_BTD, Window(table)) - attention.out(y)).abs().max() < 1e-12
+
+
+def test_scores_of_normalised_queries_and_keys_do_not_grow_with_the_weights():
+    """Caught: off whatever was asked for."""
+    table, x_BTD = Rotary(*rotary_table(9, 4, 100.0)), torch.randn(2, 9, 12)
+    for norm in (True, False):
+        attention = Attention(12, 3, 1.0, qk_norm=norm)
+        for p in attention.parameters():
+            torch.nn.init.ones_(p) if p.ndim < 2 else torch.nn.init.normal_(p)
+        before = attention(x_BTD, Window(table))
+        with torch.no_grad():
+            attention.qkv.weight[:24] *= 10  # queries and keys
+        assert torch.allclose(attention(x_BTD, Window(table)), before, atol=1e-4) == norm
+
+
+def test_queries_and_keys_are_normalised_in_fp32_and_attend_in_bf16():
+    """Caught: the norm's products in bf16; keys in fp32 beside values in bf16."""
+    config = ModelConfig(61, 32, 2, 4, 24, qk_norm=True)
+    model, seen = LAHR(config), []
+
+    class Seen(Window):
+        def attend(self, qk_BT2HE, v_BTHE):
+            seen.append((qk_BT2HE, v_BTHE.dtype))
+            return super().attend(qk_BT2HE, v_BTHE)
+
+    attention, x_BTD = model.blocks[0].attention, torch.randn(2, 24, 32)
+    for p in attention.parameters():
+        torch.nn.init.ones_(p) if p.ndim < 2 else torch.nn.init.normal_(p)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        attention(x_BTD, Seen(Rotary(model.cos, model.sin)))
+        qk_BT2HE = attention.qkv(x_BTD).view(2, 24, 3, 4, 8)[:, :, :2].float()
+    ((found, values),) = seen
+    assert found.dtype == values == torch.bfloat16
+    exact = qk_BT2HE * torch.rsqrt(qk_BT2HE.square().mean(-1, keepdim=True) + 1e-6)
+    assert torch.equal(found, exact.bfloat16())
 
 
 @given(value=st.floats(0.1, 100), width=st.integers(1, 50))

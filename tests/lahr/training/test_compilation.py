@@ -8,7 +8,7 @@ from torch._dynamo.utils import counters
 
 from lahr.errors import ConfigError
 from lahr.files import Folder
-from lahr.model import LAHR
+from lahr.model import LAHR, build_model
 from lahr.training import compilation
 from lahr.training.compilation import compile_parts, decide, unable
 from lahr.training.loop import _Run, train
@@ -73,6 +73,17 @@ def test_parts_whose_tokens_vary_in_number_stay_as_written(tiny):
     assert compiled_parts(LAHR(replace(full, latent_halting="act"))) == every - {"latent.core.0"}
     knn = replace(full, memory_kind="knn", memory_slots=64)
     assert compiled_parts(LAHR(knn)) == {"blocks.1", "latent.core.0"}
+
+
+@pytest.mark.timeout(600)
+def test_a_model_of_ones_own_is_compiled_as_a_whole(compiler, tiny, tiny_data):
+    """Caught: left as written; its logits looked at inside, where a wrong shape is no sentence."""
+    config = tiny()
+    config = replace(config, model=replace(config.model, build="tests.lahr.model.own_models:plain"))
+    assert compiled_parts(build_model(config.model, 0)) == {"inner"}
+    plain, compiled = (list(train(config, tiny_data, runtime)) for runtime in (Runtime(), COMPILED))
+    for ours, theirs in zip(compiled, plain, strict=True):
+        assert ours.metrics["train_loss"] == pytest.approx(theirs.metrics["train_loss"], abs=1e-3)
 
 
 @pytest.mark.timeout(600)

@@ -13,7 +13,8 @@ from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.model.flops import training_flops_per_token
 from lahr.training import checkpoints, loop
-from lahr.training.loop import milestones, train
+from lahr.training.loop import train
+from lahr.training.plan import milestones
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 
@@ -63,9 +64,10 @@ def drawing(monkeypatch):
     final_lr=st.sampled_from([0.0, 0.3]),
     micro_batch=st.sampled_from([0, 1, 2]),
     cell=st.sampled_from(["base", "mod", "mod+latent+memory"]),
+    ema=st.sampled_from([0.0, 0.8]),
 )
 def test_a_branch_is_the_shorter_run_bit_for_bit(
-    tiny, tiny_data, steps, warmup, decay, points, final_lr, micro_batch, cell
+    tiny, tiny_data, steps, warmup, decay, points, final_lr, micro_batch, cell, ema
 ):
     """Loss, tokens and FLOPs equal those of a run of its length with as many warm-up steps.
 
@@ -73,7 +75,14 @@ def test_a_branch_is_the_shorter_run_bit_for_bit(
     that reads other batches; figures at its start instead of its horizon.
     """
     runtime = Runtime(micro_batch=micro_batch)
-    common = {"schedule": "wsd", "decay": decay, "final_lr": final_lr, "evaluations": 1, "log_points": 1}
+    common = {
+        "schedule": "wsd",
+        "decay": decay,
+        "final_lr": final_lr,
+        "evaluations": 1,
+        "log_points": 1,
+        "ema": ema,
+    }
     try:
         config = tiny(cell, tokens=steps * 128, warmup=warmup / steps, decayed_points=points, **common)
         shorter = [tiny(cell, tokens=h * 128, warmup=warmup / h, **common) for h in config.branches.values()]

@@ -16,7 +16,8 @@ from lahr.model import LAHR
 from lahr.model.flops import training_flops_per_token
 from lahr.training import checkpoints, loop
 from lahr.training.evaluation import evaluate
-from lahr.training.loop import milestones, sampled_passes, train
+from lahr.training.loop import train
+from lahr.training.plan import milestones, sampled_passes
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
 from lahr.training.watch import Watch
@@ -47,25 +48,34 @@ OPTIONS = {
 }
 
 
-@pytest.fixture(params=[*CELLS, *OPTIONS])
+@pytest.fixture(params=[*CELLS, *OPTIONS, "averaged weights"])
 def config(request, tiny):
     """Each cell, and the full model with each option."""
     if request.param in CELLS:
         return tiny(request.param)
+    if request.param == "averaged weights":
+        return tiny("mod+latent+memory", ema=0.8)
     full = tiny("mod+latent+memory")
     return replace(full, model=replace(full.model, **OPTIONS[request.param]))
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, tiny_data, tmp_path, monkeypatch):
-    """Weights, optimiser, thresholds, random state, records and data position, across an epoch's end.
+    """Weights, optimiser, thresholds, draws, records and data position, across an epoch's end.
 
-    Seen to fail when the moments or the random state were not restored, when the pairing hash began anew, when the
-    router's thresholds were left out of the state, and when the position was one step off.
+    Seen to fail when the moments were not restored, when the steps did not seed what they draw, when the pairing hash
+    began anew, when the router's thresholds were left out of the state, and when the position was one step off.
     """
-    step = loop._Run._step
-    # Nothing in these models draws in training; a dropout would, so every step draws here.
-    monkeypatch.setattr(loop._Run, "_step", lambda run: (torch.rand(3), step(run))[1])
-    # Of a trial that has ended the weights alone are kept; here the moments and the random state count as well.
+    gradient = loop._Run._gradient
+
+    def drawing(
+        run, of_passes
+    ):  # nothing in these models draws in training; a dropout would, so every step does here
+        with torch.no_grad():
+            next(run.model.parameters()).add_(1e-4 * torch.rand(()))
+        return gradient(run, of_passes)
+
+    monkeypatch.setattr(loop._Run, "_gradient", drawing)
+    # Of a trial that has ended the weights alone are kept; here the moments count as well.
     monkeypatch.setattr(checkpoints.Checkpoint, "kept_tensors", lambda self: self.tensors)
     assert config.steps * config.tokens_per_step > tiny_data.train.n_tokens, "the test has to cross an epoch's end"
     whole, cut = Folder.at(tmp_path / "whole"), Folder.at(tmp_path / "cut")
@@ -163,6 +173,24 @@ def test_every_cell_of_a_seed_block_reads_identical_batches(tiny, tiny_data):
     assert len({tuple(h) for h in hashes.values()}) == 1
     other = [r.pairing for r in train(tiny("base", seed=1), tiny_data, Runtime())]
     assert other[-1] != hashes["base"][-1]
+
+
+def test_keys_change_the_start_and_the_order_of_the_data_as_another_seed_would(tiny, tiny_data, tmp_path):
+    """And the same keys nothing. Seen to fail: with `seed` in the place of `drawn_seed` for the weights, for the
+    batches and for the sampled passes."""
+    sampled = tiny("latent", tokens=4 * 128)
+    sampled = replace(sampled, model=replace(sampled.model, latent_iterations=40, latent_mode="sampled"))
+    runs = {}
+    for name, config in {
+        "plain": sampled,
+        "keyed": replace(sampled, keys={"b": 1}),
+        "again": replace(sampled, keys={"b": 1}),
+        "seeded": replace(sampled, seed=replace(sampled, keys={"b": 1}).drawn_seed),
+    }.items():
+        records = list(train(config, tiny_data, Runtime()))
+        runs[name] = [without_clock(r) for r in records], records[-1].pairing, sampled_passes(config, 0)
+    assert runs["keyed"] == runs["again"] == runs["seeded"]
+    assert all(a != b for a, b in zip(runs["keyed"], runs["plain"], strict=True))
 
 
 def test_a_final_evaluation_always_runs_and_the_last_step_is_a_milestone(tiny, tiny_data):

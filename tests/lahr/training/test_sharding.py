@@ -46,6 +46,9 @@ EQUAL = {
         {"latent_halting": "act", "mod_router": "random", "memory_kind": "slots", "mod_z_loss": 0.01},
     ),
     "latent capacity": (FULL, {"latent_capacity": 0.25, "latent_mode": "sampled", "latent_core_layers": 2}),
+    "averaged weights": (FULL, {}),
+    "own, tied": ("base", {"build": "tests.lahr.model.own_models:plain", "options": {"tied": True}}),
+    "own, llama": ("base", {"build": "tests.lahr.model.own_models:llama"}),
 }
 """Name → cell and options."""
 SHARDED = Runtime(workers=2, sharding="shard", micro_batch=1)
@@ -239,7 +242,8 @@ class Runs:
         cell, options = EQUAL[name]
         config = self.tiny(cell, precision=precision, clip_norm=0.1, tokens=12 * 4 * 32)
         data = replace(config.data, validation_blocks=5)
-        return replace(config, data=data, model=replace(config.model, **options))
+        train = replace(config.train, ema=0.8 if name == "averaged weights" else 0.0)
+        return replace(config, data=data, model=replace(config.model, **options), train=train)
 
     def tensors(self, run: str) -> dict[str, torch.Tensor]:
         """A finished full model's checkpoint, whole, read by this process alone."""

@@ -22,7 +22,7 @@ from tests.conftest import TINY
 
 ROWS = replace(TINY.data, segments=2)
 OPTIONS = {
-    "every default, with branches": {},
+    "every default, with branches and averaged weights": {},
     "sampled, exit gate, threshold": {
         "latent_mode": "sampled", "latent_halting": "gate", "mod_router": "threshold",
     },
@@ -34,6 +34,8 @@ OPTIONS = {
         "latent_capacity": 0.25, "latent_mode": "sampled", "memory_kind": "slots",
     },
     "knn": {"memory_kind": "knn", "memory_slots": 40},
+    "own, tied": {"build": "tests.lahr.model.own_models:plain", "options": {"tied": True}},
+    "own, llama": {"build": "tests.lahr.model.own_models:llama"},
     "compiled": {"latent_capacity": 0.5},
 }  # fmt: skip
 
@@ -65,7 +67,7 @@ def test_two_ranks_equal_one_process_with_every_option(tiny, cache, tmp_path):
             full,
             data=ROWS,
             model=replace(full.model, **options),
-            train=replace(full.train, decayed_points=0 if options else 2),
+            train=replace(full.train, decayed_points=0 if options else 2, ema=0.0 if options else 0.8),
         )
         for name, options in OPTIONS.items()
     }

@@ -6,14 +6,30 @@ import pytest
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from sweeps.analysis.comparisons import divergences, extra_family, ratios, second_family, without_extras
+from sweeps.analysis import comparisons
+from sweeps.analysis.comparisons import extra_family, without_extras
+from sweeps.analysis.contrasts import switches
 from sweeps.analysis.effects import estimate
+
+DESIGN = switches("mod", "latent", "memory")
+
+
+def second_family(trials):
+    return comparisons.second_family(trials, DESIGN)
+
+
+def ratios(trials):
+    return comparisons.ratios(trials, DESIGN)
+
+
+def divergences(trials):
+    return comparisons.divergences(trials, DESIGN)
 
 
 def extra_levels(trials):
     extra = trials[trials["mod"]].copy()
     extra["cell"] = extra["cell"].str.replace("mod", "mod=0.25")
-    return pd.concat([trials, extra.assign(corner=False)], ignore_index=True)
+    return pd.concat([trials, extra], ignore_index=True)
 
 
 def test_cells_and_synergy_by_hand(made):
@@ -36,7 +52,7 @@ def test_cells_and_synergy_by_hand(made):
             tested.confidence_interval(0.95), abs=1e-12
         )
         assert row["p_seedwise"] == pytest.approx(tested.pvalue)
-    sigma = estimate(trials).sigma
+    sigma = estimate(trials, DESIGN).sigma
     for term, norm in (("mod", 2), ("synergy", 8)):
         half = stats.t.isf(0.025, 28) * sigma * np.sqrt(norm / 5)
         assert table.loc[term, "blocked_high"] - table.loc[term, "estimate"] == pytest.approx(half)
@@ -112,7 +128,7 @@ def test_an_extra_cell_is_compared_with_its_own_corner_and_enters_nothing_else(m
     trials["extra_of"] = None
     mine = trials[trials["cell"] == "mod"].copy()
     steps = np.array([0.01, 0.02, 0.03, 0.04, 0.05])
-    mine["cell"], mine["extra_of"], mine["corner"] = "mod~mod_gate=raw", "mod", False
+    mine["cell"], mine["extra_of"] = "mod~mod_gate=raw", "mod"
     mine["val_loss"] += steps
     mine["tokens_per_second"] *= np.array([2.0, 2.0, 2.0, 2.0, 0.5])
     both = pd.concat([trials, mine])
@@ -129,3 +145,13 @@ def test_an_extra_cell_is_compared_with_its_own_corner_and_enters_nothing_else(m
     lost.loc[(lost["cell"] == "mod") & (lost["seed"] == 4), "status"] = "diverged"
     (row,) = extra_family(lost).to_dict(orient="records")
     assert (row["blocks"], row["estimate"]) == (4, pytest.approx(0.025))
+
+
+def test_an_extra_cell_may_be_compared_with_several(made):
+    trials = made.trials().assign(extra_of=None)
+    mine = trials[trials["cell"] == "latent"].assign(cell="latent@R1", extra_of="base latent")
+    table = extra_family(pd.concat([trials, mine])).set_index("of")
+    assert list(table.index) == ["base", "latent"]
+    base = trials[trials["cell"] == "base"].set_index("seed")["val_loss"]
+    assert table.loc["base", "estimate"] == pytest.approx((mine.set_index("seed")["val_loss"] - base).mean())
+    assert table.loc["latent", "estimate"] == 0

@@ -6,17 +6,26 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lahr.errors import ConfigError
-from sweeps.analysis.effects import assumptions, contrasts, corner_cells, estimate, fit, holm, signs, terms
+from sweeps.analysis.contrasts import switches
+from sweeps.analysis.effects import assumptions, fit, holm
+from sweeps.analysis.effects import estimate as estimate_any
+
+DESIGN = switches("mod", "latent", "memory")
+SIGNS = np.sign(DESIGN.weights_CT)
 
 SEVEN = ["mod", "latent", "memory", "mod:latent", "mod:memory", "latent:memory", "mod:latent:memory"]
+
+
+def estimate(trials, design=DESIGN, **given):
+    return estimate_any(trials, design, **given)
 
 
 def simulate(sims, seeds, truth=None, slope_sd=0.0, sigma=0.012, rng=0):
     """Losses (sims, seeds, 8) with seed blocks, and a slope on `mod` that differs from seed to seed."""
     generator = np.random.default_rng(rng)
     losses = generator.normal(0, 0.03, (sims, seeds, 1)) + generator.normal(0, sigma, (sims, seeds, 8))
-    losses += (signs() * (np.zeros(7) if truth is None else np.asarray(truth)) / 2).sum(1)
-    return losses + slope_sd * generator.normal(0, 1, (sims, seeds, 1)) * signs()[:, 0] / 2
+    losses += (SIGNS * (np.zeros(7) if truth is None else np.asarray(truth)) / 2).sum(1)
+    return losses + slope_sd * generator.normal(0, 1, (sims, seeds, 1)) * SIGNS[:, 0] / 2
 
 
 def rule_p(fitted):
@@ -26,7 +35,7 @@ def rule_p(fitted):
 def test_the_seven_effects_come_in_one_order_and_are_on_minus_off(made):
     trials = made.trials(5)
     effects = estimate(trials)
-    assert list(effects.table["term"]) == terms() == SEVEN
+    assert list(effects.table["term"]) == list(DESIGN.terms) == SEVEN
     y = trials.set_index(["seed", "mod", "latent", "memory"])["val_loss"]
     main = y.xs(True, level="latent").mean() - y.xs(False, level="latent").mean()
     of = {(a, b): y.xs((a, b), level=("mod", "memory")).mean() for a in (False, True) for b in (False, True)}
@@ -79,19 +88,16 @@ def test_holm_by_hand():
         np.testing.assert_allclose(adjusted, multipletests(family, method="holm")[1])
 
 
-def test_any_number_of_factors(made):
+def test_one_factor_of_the_table(made):
     trials = made.trials(4)
-    one = estimate(trials[~trials["latent"] & ~trials["memory"]], ("mod",))
+    one = estimate(trials[~trials["latent"] & ~trials["memory"]], switches("mod"))
     assert list(one.table["term"]) == ["mod"]
-    four = terms(("a", "b", "c", "d"))
-    assert len(four) == 15 and four[:6] == ["a", "b", "c", "d", "a:b", "a:c"]
-    assert (signs(("a", "b", "c", "d")).T @ signs(("a", "b", "c", "d")) == 16 * np.eye(15)).all()
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
 def test_both_95_percent_intervals_cover_the_truth(seeds):
     truth = [0.01, -0.02, 0, 0.005, 0, 0, -0.01]
-    fitted = fit(contrasts(simulate(4_000, seeds, truth)))
+    fitted = fit(simulate(4_000, seeds, truth), DESIGN.weights_CT)
     for name in ("blocked", "seedwise"):
         inside = (fitted[f"{name}_low"] <= truth) & (truth <= fitted[f"{name}_high"])
         assert 0.94 < inside.mean() < 0.96
@@ -99,7 +105,7 @@ def test_both_95_percent_intervals_cover_the_truth(seeds):
 
 
 def test_familywise_error_holds_where_a_slope_differs_between_seeds():
-    fitted = fit(contrasts(simulate(4_000, 5, slope_sd=0.03)))
+    fitted = fit(simulate(4_000, 5, slope_sd=0.03), DESIGN.weights_CT)
     blocked = (holm(fitted["p_blocked"]) < 0.05).any(-1).mean()
     rule = (holm(rule_p(fitted)) < 0.05).any(-1).mean()
     assert blocked > 0.12  # why the rule needs the seed-wise p
@@ -109,7 +115,7 @@ def test_familywise_error_holds_where_a_slope_differs_between_seeds():
 
 
 def test_familywise_error_under_the_null():
-    rule = rule_p(fit(contrasts(simulate(4_000, 5))))
+    rule = rule_p(fit(simulate(4_000, 5), DESIGN.weights_CT))
     assert (holm(rule) < 0.05).any(-1).mean() < 0.06
 
 
@@ -133,10 +139,19 @@ def test_a_divergence_withholds_every_verdict(made, value):
     assert set(effects.table["verdict"]) == {"withheld"}
 
 
-def test_a_loss_that_is_not_finite_is_a_divergence_whatever_its_status(made):
-    trials = made.trials(4)
-    trials.loc[0, "val_loss"] = np.inf
-    assert estimate(trials).diverged == (("base", 0),)
+def test_a_row_that_cannot_be_believed_is_set_aside_and_named(made):
+    """Seen to fail: a finished trial without a figure counted as diverged; of two figures for one trial the first was
+    taken; two equal rows, which say nothing doubtful, cost the block."""
+    trials = made.trials(6)
+    trials.loc[0, "val_loss"] = np.nan
+    assert estimate(trials.drop(columns="status")).diverged == (("base", 0),)
+    second = trials[(trials["cell"] == "mod") & (trials["seed"] == 1)]
+    same = trials[(trials["cell"] == "mod") & (trials["seed"] == 2)]
+    effects = estimate(pd.concat([trials, second.assign(val_loss=1.25), same]))
+    assert effects.diverged == () and effects.blocks == (2, 3, 4, 5)
+    none, twice = effects.doubtful
+    assert none == "base at seed 0 is finished and has no val_loss"
+    assert twice.startswith("mod at seed 1 stands 2 times in the table, with ") and "1.25" in twice
 
 
 def test_one_block_has_estimates_and_no_intervals(made):
@@ -168,7 +183,7 @@ def test_verdicts(made):
 def test_equivalence_needs_both_90_percent_intervals_inside(made):
     trials = made.trials(5, truth={})
     effects = estimate(trials)
-    inner = fit(effects.contrasts.to_numpy(), confidence=0.90)
+    inner = fit(effects.losses.to_numpy(), DESIGN.weights_CT, confidence=0.90)
     lows, highs = ([inner[f"{name}_{end}"] for name in ("blocked", "seedwise")] for end in ("low", "high"))
     np.testing.assert_allclose(effects.table["bound_low"], np.minimum(*lows))
     np.testing.assert_allclose(effects.table["bound_high"], np.maximum(*highs))
@@ -211,13 +226,7 @@ def test_outlying_seeds_are_rarely_called_where_there_are_none():
 
 def test_unusable_tables_are_refused(made):
     trials = made.trials(2)
-    with pytest.raises(ConfigError, match="'mod' appears twice at seed 1"):
-        estimate(pd.concat([trials, trials[(trials["cell"] == "mod") & (trials["seed"] == 1)]]))
     with pytest.raises(ConfigError, match="no column 'loss'"):
         estimate(trials, metric="loss")
     with pytest.raises(ConfigError, match="above 0"):
         estimate(trials, smallest_effect=0.0)
-
-
-def test_corner_cells_are_named_by_what_is_on():
-    assert corner_cells()[0] == "base" and corner_cells()[-1] == "mod+latent+memory" and len(corner_cells()) == 8

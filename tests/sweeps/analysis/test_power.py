@@ -5,8 +5,9 @@ import pytest
 from scipy import stats
 
 from lahr.errors import ConfigError
-from sweeps.analysis.effects import contrasts, fit, signs
-from sweeps.analysis.power import blocks_needed, power, smallest_detectable, standard_error
+from sweeps.analysis.contrasts import Levels, crossed, switches
+from sweeps.analysis.effects import fit
+from sweeps.analysis.power import blocks_needed, power, smallest_detectable
 
 
 @pytest.mark.parametrize(("blocks", "sigmas", "digits"), [(3, 6.1, 1), (5, 2.0, 1), (8, 1.2, 1), (12, 0.87, 2)])
@@ -19,7 +20,8 @@ def test_the_whole_rule_finds_the_smallest_detectable_effect_four_times_in_five(
     sims, generator = 20_000, np.random.default_rng(0)
     effect = smallest_detectable(1.0, blocks)
     losses = generator.normal(0, 1, (sims, blocks, 8)) + generator.normal(0, 3, (sims, blocks, 1))
-    fitted = fit(contrasts(losses + signs()[:, 1] * effect / 2))
+    weights_CT = switches("mod", "latent", "memory").weights_CT
+    fitted = fit(losses + np.sign(weights_CT[:, 1]) * effect / 2, weights_CT)
     p = np.maximum(fitted["p_blocked"], fitted["p_seedwise"])[:, 1]
     assert np.mean(p < 0.05 / 7) == pytest.approx(0.80, abs=0.012)
 
@@ -30,8 +32,13 @@ def test_power_is_that_of_a_noncentral_t():
     assert math.isnan(power(0.05, 0.04, 1))
 
 
-def test_standard_error_is_that_of_a_difference_of_two_means_of_half_the_trials():
-    assert standard_error(0.04, 5) == pytest.approx(0.04 * math.sqrt(1 / 20 + 1 / 20))
+def test_an_effect_that_rests_on_fewer_trials_takes_a_larger_one_to_be_found():
+    """Of a factor with three levels each is compared with a third of the cells, not with half of them."""
+    design = crossed([Levels("a", ("", "a=1", "a=2")), Levels("b", ("", "b"))])
+    a, _, b, *_ = design.norms_T
+    assert (a, b) == pytest.approx((math.sqrt(1 / 2 + 1 / 2), math.sqrt(1 / 3 + 1 / 3)))
+    assert smallest_detectable(0.04, 5, a) > smallest_detectable(0.04, 5, b)
+    assert smallest_detectable(0.04, 5, tests=15) > smallest_detectable(0.04, 5, tests=7)
 
 
 def test_detectable_effect_scales_with_the_noise_and_falls_with_blocks():

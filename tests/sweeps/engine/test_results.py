@@ -11,7 +11,7 @@ from lahr import patience
 from lahr.errors import ConfigError, StorageError
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
-from sweeps.engine.design import Factor
+from sweeps.engine.factors import Factor
 from sweeps.engine.recorder import Recorder, result_of
 from sweeps.engine.results import Results
 from tests.conftest import fill
@@ -25,7 +25,7 @@ def last(step: int = 24, loss: float = 3.0, status: str = "finished") -> Progres
 
 
 def record(results: Results, design, trial, **kind) -> None:
-    recorder = Recorder(results, design)
+    recorder = Recorder(results, design, "code")
     end = last(**kind)
     recorder.started(trial)
     recorder.progressed(trial, [last(12, status="running"), end])
@@ -48,14 +48,8 @@ def test_a_recorded_trial_is_no_longer_pending_and_stands_in_the_table(results, 
     table = results.table(design)
     assert list(table.columns[:5]) == ["trial", "cell", "seed", "status", "val_loss"]
     row = table.iloc[0]
-    assert (row["trial"], row["val_loss"], row["memory"], row["mod"], row["corner"]) == (
-        trial.id,
-        3.0,
-        True,
-        False,
-        True,
-    )
-    assert row["memory_slots"] == 64
+    assert (row["trial"], row["val_loss"], row["code"], row["extra_of"]) == (trial.id, 3.0, "code", None)
+    assert (row["model.memory_slots"], row["model.mod_capacity"]) == (64, 1.0)
     assert row["tokens_per_second"] == row["tokens"] / row["seconds"]
     assert row["pairing"] == "ab12"
     assert list(results.curves([trial.id])[trial.id]["step"]) == [12, 24]
@@ -67,7 +61,7 @@ def test_the_table_costs_no_more_the_more_trials_there_are(results, make_design,
     written = []
     monkeypatch.setattr(Results, "write_table", lambda self, design: time.sleep(0.05) or written.append(1))
     design = make_design()
-    recorder = Recorder(results, design)
+    recorder = Recorder(results, design, "code")
     for trial in design.trials()[:8]:
         recorder.started(trial)
         recorder.progressed(trial, [last()])
@@ -100,7 +94,7 @@ def test_a_trial_without_its_last_file_is_pending(results, make_design):
 def test_a_failed_trial_stays_pending_and_its_reason_goes_when_it_starts_again(results, make_design):
     design = make_design()
     trial = design.trials()[0]
-    recorder = Recorder(results, design)
+    recorder = Recorder(results, design, "code")
     recorder.failed(trial, "out of memory")
     assert trial in results.pending(design)
     assert results.failures(design) == [{"trial": trial.id, "cell": "base", "seed": 0, "error": "out of memory"}]
@@ -126,10 +120,42 @@ def test_another_design_under_the_same_name_is_refused_and_changes_nothing(resul
     assert results.folder.read("design.json") == before
 
 
+def test_what_another_version_of_the_code_has_made_is_not_mixed_in_unasked(results, make_design):
+    """Seen to fail: the trials stood in one table, and nobody was told."""
+    design = make_design()
+    record(results, design, design.trials()[1])
+    results.check_code(design, "code", allow_mixed=False)
+    with pytest.raises(
+        ConfigError, match=r"holds trials of another version of the code \(1 of code; this is new\)"
+    ):
+        results.check_code(design, "new", allow_mixed=False)
+    results.check_code(design, "new", allow_mixed=True)
+    assert results.codes(design) == {"code": 1}
+
+
+def test_finished_trials_of_the_same_configuration_are_taken_over_under_another_name(results, make_design, place):
+    """A response surface's corner is a cell of the factorial. Caught: the other's name in the files."""
+    design = make_design()
+    trial = design.trials()[1]
+    record(results, design, trial)
+    renamed = make_design(factors=tuple(replace(f, switch=False) for f in design.factors))
+    other = Results.at(place.uri, "surface")
+    other.begin(renamed, Runtime(), ABOUT, {})
+    assert other.take_over(results, renamed) == 1
+    row = other.table(renamed).iloc[0]
+    assert (
+        row["cell"] == "mod=0.25" and row["trial"] == f"mod=0.25-s0-{trial.fingerprint}" and row["code"] == "code"
+    )
+    assert other.folder.read_json(f"trials/{row['trial']}/config.json")["cell"] == "mod=0.25"
+    assert len(other.pending(renamed)) == 15
+
+
 def test_finished_trials_of_the_same_id_are_taken_over(results, make_design, place):
     design = make_design()
     record(results, design, design.trials()[1])
-    larger = make_design(factors=(Factor("mod", "mod_capacity", 1.0, (0.25, 0.5)), *design.factors[1:]))
+    larger = make_design(
+        factors=(Factor("mod", "model.mod_capacity", (1.0, 0.25, 0.5), switch=True), *design.factors[1:])
+    )
     other = Results.at(place.uri, "larger")
     other.begin(larger, Runtime(), ABOUT, {})
     assert other.take_over(results, larger) == 1

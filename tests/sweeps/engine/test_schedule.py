@@ -207,7 +207,7 @@ def sweep(
     results.begin(design, runtime, ABOUT, {})
     outcome = schedule.run(
         pending,
-        [heard, Recorder(results, design), *observers],
+        [heard, Recorder(results, design, "code"), *observers],
         results=results,
         launch=Launch(
             runtime=runtime,

@@ -46,7 +46,7 @@ def swept(tmp_path_factory, made):
     curves = made.curves(trials)
     trials.loc[(trials["cell"] == "mod") & (trials["seed"] == 2), ["status", "val_loss"]] = "diverged", np.nan
     files = {"report.md": REPORT, "effects.png": PNG, "report.png": PNG}
-    write_events(directory, trials, curves, files, LEVELS)
+    write_events(directory, trials, curves, files, made.design, LEVELS)
     board, limit = Board(directory), time.monotonic() + 60
     while time.monotonic() < limit:
         tags = board.get("/data/plugin/scalars/tags")
@@ -56,7 +56,7 @@ def swept(tmp_path_factory, made):
     return SimpleNamespace(board=board, trials=trials, curves=curves, directory=directory)
 
 
-LEVELS = ("mod_capacity", "latent_iterations", "memory_slots")
+LEVELS = ("model.mod_capacity", "model.latent_iterations", "model.memory_slots")
 REPORT = b"""# Name
 
 **Verdict: mod is undecided**
@@ -70,6 +70,14 @@ REPORT = b"""# Name
 ## Figures
 
 ![figure](report.png)
+
+## Surface
+
+![figure](surface.png)
+
+| term | nats |
+| --- | ---: |
+| mod:mod | 0.1 |
 
 ## Sanity & more
 
@@ -113,7 +121,7 @@ def test_any_factor_may_be_varied(made, tmp_path):
         trial = SimpleNamespace(id=row["trial"], cell=row["cell"], seed=row["seed"], levels=cells[row["cell"]])
         live.started(trial)
         live.finished(trial, {"status": "finished"})
-    write_events(tmp_path / "rebuilt", trials, made.curves(trials), {}, names)
+    write_events(tmp_path / "rebuilt", trials, made.curves(trials), {}, made.design, names)
     for place in ("live", "rebuilt"):
         board, until = Board(tmp_path / place), time.monotonic() + 60
         while sum(len(g["sessions"]) for g in board.groups()) < 6 and time.monotonic() < until:
@@ -183,21 +191,21 @@ def test_the_root_run_shows_the_figures_and_the_report_by_its_sections(swept):
     with urllib.request.urlopen(f"{swept.board.url}/data/plugin/images/individualImage?{shown['query']}") as png:
         assert png.read() == PNG
     tags = swept.board.get("/data/plugin/text/tags")["."]
-    assert sorted(tags) == ["report/1_verdict", "report/2_effects", "report/3_sanity_more"]
-    verdict, effects, sanity = (
+    assert sorted(tags) == ["report/1_verdict", "report/2_effects", "report/3_surface", "report/4_sanity_more"]
+    verdict, effects, surface, sanity = (
         swept.board.get(f"/data/plugin/text/text?run=.&tag={tag}")[0]["text"] for tag in sorted(tags)
     )
     assert "mod is undecided" in verdict and "<table>" not in verdict
-    assert effects.count("<td>") == 2
+    assert effects.count("<td>") == surface.count("<td>") == 2 and "<img" not in surface
     assert "<code>![no picture](x)</code>" in sanity
     assert all(view.startswith("?") for view in VIEWS.values())
 
 
 def test_a_rebuild_leaves_nothing_of_the_old_one(made, tmp_path):
     trials = made.trials(2)
-    write_events(tmp_path, trials, made.curves(trials), {}, LEVELS)
+    write_events(tmp_path, trials, made.curves(trials), {}, made.design, LEVELS)
     assert sum(1 for path in tmp_path.rglob("events*")) == runs(trials)
-    write_events(tmp_path, trials[trials["seed"] == 0], made.curves(trials), {}, LEVELS)
+    write_events(tmp_path, trials[trials["seed"] == 0], made.curves(trials), {}, made.design, LEVELS)
     root = EventAccumulator(str(tmp_path))
     root.Reload()
     assert not [tag for tag in root.Tags()["tensors"] if tag.startswith("report/")], "there was no report"

@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 from markdown_it import MarkdownIt
 
-from sweeps.analysis.effects import estimate
-from sweeps.reporting import figures
-from sweeps.reporting.report import render
+from sweeps.analysis import effects as analysis
+from sweeps.analysis.comparisons import without_extras
+from sweeps.analysis.contrasts import switches
+from sweeps.reporting import figures, report
 from sweeps.reporting.verdict import sentences
 
 ORDER = [
@@ -18,12 +19,24 @@ ORDER = [
     "## Effects",
     "## What this sweep could have detected",
     "## Figures",
-    "![",
+    "## Along the way",
     "## Cells against base",
     "## Cost",
     "## Sanity",
     "## Environment",
 ]
+
+
+DESIGN = switches("mod", "latent", "memory")
+
+
+def estimate(trials, **given):
+    return analysis.estimate(trials, DESIGN, **given)
+
+
+def render(trials, curves, info, **given):
+    of = without_extras(trials)
+    return report.render(estimate(of, smallest_effect=info["smallest_effect"]), trials, curves, info, **given)
 
 
 def text(files):
@@ -44,7 +57,7 @@ def no_figures(monkeypatch):
 
 def test_the_files_of_a_report(files):
     pictures = {name for name in files if name.endswith(".png")}
-    assert pictures == {"report.png", "effects.png", "interactions.png", "curves.png", "cost.png"}
+    assert pictures == {"report.png", "effects.png", "interactions.png", "curves.png", "along.png", "cost.png"}
     assert all(files[name].startswith(b"\x89PNG") for name in pictures)
     assert set(files) - pictures == {"report.md", "report.html", "verdict.json", "effects.csv"}
 
@@ -74,10 +87,10 @@ def test_every_sentence_names_the_horizon_and_at_equal_what(made):
         (made.trials(2), {}),
         (made.trials(8), {"smallest_effect": 0.05}),
     ):
-        info = made.info(trials, equal_at="FLOPs", **changes)
+        info = made.info(trials, equal_at="flops", primary="flops", **changes)
         said = sentences(estimate(trials, smallest_effect=info["smallest_effect"]), info)
         assert len(said) == 8
-        assert all("409,600 training tokens" in line and "equal FLOPs" in line for line in said)
+        assert all("2.46e+12 training FLOPs" in line and "equal FLOPs" in line for line in said)
         assert "significant" not in " ".join(said)
 
 
@@ -85,7 +98,7 @@ def test_sentences_say_helps_hurts_and_what_an_undecided_effect_would_take(made)
     trials = made.trials(8, sigma=0.02)
     said = {line.split()[0].rstrip(":"): line for line in sentences(estimate(trials), made.info(trials))}
     assert "Verdict" in said and said["latent"].startswith("latent helps") and said["mod"].startswith("mod hurts")
-    assert "With both on the loss is higher than their separate effects add up to" in said["latent:memory"]
+    assert "With both the loss is higher than their separate effects add up to" in said["latent:memory"]
     assert "With 90 % confidence" in said["mod:latent"]
     declared = sentences(estimate(trials, smallest_effect=0.001), made.info(trials, smallest_effect=0.001))
     assert any("seed blocks would find 0.001 nats with 80 % probability" in line for line in declared)
@@ -137,8 +150,8 @@ def test_what_comes_from_data_is_text_in_the_report_and_on_its_page(made, no_fig
     tags = re.findall(r"<(script|img|strong)\b[^>]*>([^<]*)", page.partition("<body>")[2])
     assert {tag for tag, _ in tags} == {"strong"}
     assert not [words for _, words in tags if words == "bold"]
-    for report in (page, MarkdownIt("commonmark", {"html": True}).enable("table").render(text(files))):
-        environment = report.split("Environment</h2>")[1]
+    for shown in (page, MarkdownIt("commonmark", {"html": True}).enable("table").render(text(files))):
+        environment = shown.split("Environment</h2>")[1]
         assert environment.count("<tr>") == 2 and environment.count("<td") == 2
 
 
@@ -194,13 +207,13 @@ def test_a_sweep_that_has_hardly_begun_has_a_report(made, no_figures, seeds):
 def test_options_stand_in_a_table_of_their_own_and_change_nothing_above_it(made):
     """Caught: extra cells in the second family, in the effects, in the cost table."""
     trials = made.trials().assign(extra_of=None)
-    extra = trials[trials["cell"] == "mod"].assign(cell="mod~mod_gate=raw", extra_of="mod", corner=False)
+    extra = trials[trials["cell"] == "mod"].assign(cell="mod~mod_gate=raw", extra_of="mod")
     extra["val_loss"] += 0.02
     both = pd.concat([trials, extra], ignore_index=True)
     plain = render(trials, made.curves(trials), made.info(trials))
     files = render(both, made.curves(both), made.info(both, planned=len(trials)))
     text = files["report.md"].decode()
-    assert "## Options of the mechanisms" in text and "## Options" not in plain["report.md"].decode()
+    assert "## Cells beside the factorial" in text and "## Cells beside" not in plain["report.md"].decode()
     (line,) = [line for line in text.splitlines() if line.startswith("| mod~mod_gate=raw |")]
     assert "+0.0200" in line
     assert files["effects.csv"] == plain["effects.csv"]
@@ -208,7 +221,7 @@ def test_options_stand_in_a_table_of_their_own_and_change_nothing_above_it(made)
     assert (option["cell"], option["of"]) == ("mod~mod_gate=raw", "mod")
     assert option["estimate"] == pytest.approx(0.02)
     assert json.loads(plain["verdict.json"])["options"] == []
-    assert "mod~" not in text.split("## Cells against base")[1].split("## Options")[0]
+    assert "mod~" not in text.split("## Cells against base")[1].split("## Cells beside")[0]
 
 
 def test_the_exits_of_cells_whose_tokens_may_leave_are_a_histogram_in_words(made):

@@ -1,0 +1,48 @@
+"""What a trial does at which step, and what it draws there: worked out from its configuration, before it begins."""
+
+import hashlib
+from dataclasses import dataclass
+
+from lahr.config import TrialConfig
+
+
+@dataclass(frozen=True)
+class Milestones:
+    """The steps after which something happens, each worked out from how often it is asked for."""
+
+    evaluate: frozenset[int]
+    checkpoint: frozenset[int]
+    record: frozenset[int]
+
+
+def milestones(config: TrialConfig) -> Milestones:
+    """Evenly spaced steps, the last of each being the trial's last."""
+
+    def spaced(count: int) -> frozenset[int]:
+        times = min(count, config.steps)
+        return frozenset(-(-config.steps * i // times) for i in range(1, times + 1))
+
+    evaluations, saves = spaced(config.train.evaluations), spaced(config.train.checkpoints)
+    records = spaced(config.train.log_points) | evaluations | saves | config.branches.keys()
+    return Milestones(evaluations, saves, records)
+
+
+def sampled_passes(config: TrialConfig, step: int) -> int | None:
+    """Passes of the latent core in step `step` (from 0): uniform on 1 … 2R−1, whose mean is R, from (seed, step), so
+    the same on every rank and after a resume. None where passes are not sampled."""
+    most = 2 * config.model.latent_iterations - 1
+    if most < 1 or config.model.latent_mode != "sampled" or config.model.build:
+        return None
+    return 1 + _drawn(config, "passes", step) % most
+
+
+def random_seed(config: TrialConfig, step: int, rank: int) -> int:
+    """Where torch's random state starts in step `step` (from 0): what a model draws in training, such as a dropout,
+    follows from (seed, step, rank). So a resume needs no random state, and ranks do not draw alike."""
+    return _drawn(config, "draws", step, rank) >> 1
+
+
+def _drawn(config: TrialConfig, *what: object) -> int:
+    """64 bits that follow from the seed and from `what` they are for."""
+    digest = hashlib.sha256("/".join(map(str, (config.drawn_seed, *what))).encode()).digest()
+    return int.from_bytes(digest[:8], "big")

@@ -1,0 +1,86 @@
+"""Known truths against what sweeps say of them: coverage, false alarms, familywise error on real noise."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from sweeps.analysis.contrasts import Contrasts
+from sweeps.analysis.effects import blocks_by_cell, fit, holm
+from sweeps.analysis.power import ALPHA
+
+RELABELLED = 4_000
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """What came of it."""
+
+    effects: pd.DataFrame
+    """One row a sweep and term: sweep, term, truth, estimate, both intervals, both p, p (the larger), p_adjusted."""
+    known: str
+    """The term with an effect."""
+    truth: float
+    truth_error: float
+    """Its standard error, from the other seeds."""
+    truth_seeds: int
+    pool: int
+    """Null trials that were relabelled."""
+    familywise: dict[str, float]
+    """Share of relabelled sweeps with any effect at .05, by rule: `blocked`, `seedwise`, and `both`, the larger p."""
+    sigma: float
+    """Residual standard deviation, all sweeps together."""
+
+    @property
+    def nulls(self) -> pd.DataFrame:
+        """Rows of effects that are none."""
+        return self.effects[self.effects["term"] != self.known]
+
+    @property
+    def found(self) -> pd.DataFrame:
+        """Rows of the effect that is one."""
+        return self.effects[self.effects["term"] == self.known]
+
+
+def judge(
+    trials: pd.DataFrame, others: pd.DataFrame, design: Contrasts, blocks: int, relabelled: int = RELABELLED
+) -> Judged:
+    """Every run of `blocks` seeds of `trials` as a sweep of its own, against the truth that `others` tell.
+
+    The first factor has an effect, whose truth is the mean of `others`' contrasts; all else is null. The null trials at
+    its first level are then relabelled: as many sweeps drawn from them, without a block or a cell to their name.
+    """
+    wide, *_ = blocks_by_cell(trials, "val_loss")
+    losses_SC = wide[list(design.cells)].dropna().to_numpy(float)
+    known = design.terms[0]
+    pairs, *_ = blocks_by_cell(others, "val_loss")
+    differences = (pairs[known] - pairs["base"]).dropna().to_numpy(float)
+    rows = []
+    for sweep in range(len(losses_SC) // blocks):
+        fitted = fit(losses_SC[sweep * blocks : (sweep + 1) * blocks], design.weights_CT)
+        sigma = fitted.pop("sigma")
+        table = pd.DataFrame({"sweep": sweep, "term": design.terms, **fitted, "sigma": float(sigma)})
+        table["p"] = table[["p_blocked", "p_seedwise"]].max(axis=1)
+        table["p_adjusted"] = holm(table["p"].to_numpy())
+        table["truth"] = np.where(table["term"] == known, differences.mean(), 0.0)
+        rows.append(table)
+    effects = pd.concat(rows, ignore_index=True)
+    null = [cell for cell in design.cells if known not in cell.split("+")]
+    pool = wide[null].to_numpy(float).ravel()
+    pool = pool[np.isfinite(pool)]
+    generator = np.random.default_rng(0)
+    size = blocks * len(design.cells)
+    drawn = np.stack([generator.permutation(pool)[:size] for _ in range(relabelled)])
+    fitted = fit(drawn.reshape(relabelled, blocks, len(design.cells)), design.weights_CT)
+    ps = {"blocked": fitted["p_blocked"], "seedwise": fitted["p_seedwise"]}
+    ps["both"] = np.maximum(*ps.values())
+    return Judged(
+        effects=effects,
+        known=known,
+        truth=float(differences.mean()),
+        truth_error=float(differences.std(ddof=1) / np.sqrt(len(differences))),
+        truth_seeds=len(differences),
+        pool=len(pool),
+        familywise={name: float((holm(p) < ALPHA).any(-1).mean()) for name, p in ps.items()},
+        sigma=float(np.sqrt((effects.drop_duplicates("sweep")["sigma"] ** 2).mean())),
+    )

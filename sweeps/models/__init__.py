@@ -1,0 +1,1 @@
+"""Models that studies are about, if not LAHR: functions from a configuration to a module."""

@@ -1,0 +1,171 @@
+"""Studies from their command lines: models of one's own, looks, budgets, controls, learning rates, the surface."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import pytest
+
+from lahr.errors import ConfigError
+from sweeps import ablation, calibrate, capacity
+from sweeps.commands import execute
+from sweeps.engine.factors import Factor
+from sweeps.engine.options import StudyOptions
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    *("--preset", "smoke", "--model.d-model", "16", "--model.vocab-size", "300", "--model.max-seq-len", "32"),
+    *("--train.batch-size", "4", "--train.tokens", "3072"),
+    *("--data.train-tokens", "1600", "--data.validation-blocks", "8"),
+]
+
+
+class Llamas(StudyOptions):
+    """Width of the feed-forward × dropout of a Llama of the transformers library."""
+
+    NAME: ClassVar[str] = "llamas"
+    BUILD: ClassVar[str] = "tests.lahr.model.own_models:llama"
+    FACTORS: ClassVar[tuple[Factor, ...]] = (
+        Factor("width", "model.d_ff", (16, 32)),
+        Factor("dropout", "model.options.dropout", (0.0, 0.1)),
+    )
+
+
+@pytest.fixture
+def place(tmp_path, cache, monkeypatch) -> list[str]:
+    """Options that keep a sweep inside the test's own folder."""
+    monkeypatch.chdir(tmp_path)
+    return [*TINY, "--cache", str(cache), "--results", str(tmp_path / "results")]
+
+
+def study(name: str, *words: str) -> subprocess.CompletedProcess[str]:
+    """A study's script in a process of its own."""
+    command = [sys.executable, str(ROOT / name), *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.ray
+def test_a_sweep_of_a_model_of_ones_own_stops_where_all_is_settled(place, tmp_path, cluster):
+    """A 2² of transformers' Llama, by whole blocks until all three effects are smaller than what anybody would mind:
+    one look. Its FLOPs are counted, its checkpoints kept, its code is part of the version; the same command then only
+    reports, and another rule of stopping is refused."""
+    words = [*place, "--until", "decided", "--smallest-effect", "5", "--max-seeds", "6"]
+    ran = study("tests/sweeps/test_studies.py", *words)
+    assert ran.returncode == 0, ran.stderr
+    said = " ".join(ran.stdout.split())
+    assert (
+        "from 4 seed blocks of at most 6: no effect larger than 5: width=32, dropout=0.1, width=32:dropout=0.1"
+        in said
+    )
+    assert "repeated" in said and "settled after 4 seeds" in said
+    folder = tmp_path / "results" / "llamas-smoke-stories"
+    trials = pd.read_parquet(folder / "trials.parquet")
+    assert sorted(set(trials["cell"])) == ["base", "dropout=0.1", "width=32", "width=32+dropout=0.1"]
+    assert len(trials) == 16 and trials["code"].nunique() == 1 and set(trials["seed"]) == {0, 1, 2, 3}
+    wide = trials["cell"].str.startswith("width")
+    assert trials.loc[wide, "flops"].min() > trials.loc[~wide, "flops"].max()
+    assert trials.loc[wide, "parameters"].nunique() == 1
+    assert len(list(folder.glob("checkpoints/*/step-24/state.safetensors"))) == 16
+    verdict = json.loads((folder / "report/verdict.json").read_text())
+    assert verdict["max_seeds"] == 6 and {row["settled_at"] for row in verdict["effects"]} == {4}
+
+    again = study("tests/sweeps/test_studies.py", *words)
+    assert "every trial of this design is finished" in again.stdout and again.returncode == 0
+    for other, reason in (
+        (["--until", "seeds"], "was begun with --until decided --max-seeds 6 --smallest-effect 5"),
+        (["--max-seeds", "8"], "how a sweep is stopped is decided before it begins"),
+    ):
+        refused = study("tests/sweeps/test_studies.py", *words, *other)
+        assert refused.returncode == 2 and reason in refused.stderr and refused.stderr.count("\n") == 1
+
+
+@pytest.mark.ray
+def test_a_rate_is_chosen_then_cells_spend_equal_flops_beside_their_controls(place, tmp_path, cluster):
+    """Caught: rates tried on a block's seed; a control that enters the effects; base not trained for its own tokens."""
+    words = ["--slots", "64", "--seeds", "2", "--equal", "flops", "--tune-lr", "1e-4", "5e-3"]
+    ran = study("sweeps/factorial.py", *place, *words, "--controls", "params", "r1", "frozen")
+    assert ran.returncode == 0, ran.stderr
+    said = " ".join(ran.stdout.split())
+    assert "0.005 is taken" in said
+    folder = tmp_path / "results" / "smoke-stories-flops"
+    header = json.loads((folder / "design.json").read_text())
+    assert header["design"]["config"]["train"]["lr"] == 0.005 and header["tuned"]["seed"] == 1_000_003
+    tried = pd.read_parquet(tmp_path / "results" / "smoke-stories-flops-lr" / "trials.parquet")
+    assert len(tried) == 16 and set(tried["seed"]) == {1_000_003}
+    by_rate = tried.groupby("train.lr")["val_loss"].mean()
+    assert by_rate.idxmin() == 0.005
+    trials = pd.read_parquet(folder / "trials.parquet")
+    assert set(trials["cell"]) >= {"base@params", "latent@r1", "mod@frozen"} and len(trials) == 22
+    base = trials[trials["cell"] == "base"]
+    assert set(base["tokens"]) == {3072} and header["design"]["steps"]["base"] == 24
+    off = (trials["flops"] / base["flops"].iloc[0] - 1).abs()
+    assert off.max() < 0.5 / 8 and (trials.loc[trials["cell"] == "mod", "steps"] > 24).all()
+    report = (folder / "report/report.md").read_text()
+    assert "at equal FLOPs" in report and "## Learning rate" in report and "| latent@r1 |" in report
+    beside = report.split("## Cells beside the factorial")[1].split("##")[0]
+    assert beside.count("| latent@r1 |") == 2 and beside.count("| mod@frozen |") == 2
+    assert "cells read prefixes" in report or "prefixes of different length" in report
+
+    carried = study("sweeps/factorial.py", *place, *words, "--controls", "params", "r1", "frozen")
+    assert "every trial of this design is finished" in carried.stdout
+
+
+def test_equal_time_is_timed_once_and_stands_in_the_design(place, tmp_path, monkeypatch, capsys):
+    """Caught: timed anew at every start, so that a sweep could not be carried on with."""
+    assert execute_of(["plan", *place, "--slots", "64", "--equal", "time"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "timing steps of 8 cells in turn" in said and "at equal time" in said
+
+
+def execute_of(argv: list[str]) -> int:
+    from sweeps.factorial import Options
+
+    return execute(Options, argv, "python sweeps/factorial.py")
+
+
+def test_a_plan_of_each_study(place, capsys):
+    for options, words in ((ablation.Options, "activation=relu2"), (capacity.Options, "capacity=gated")):
+        slots = ["--slots", "64"] if options is capacity.Options else []
+        assert execute(options, ["plan", *place, *slots], "x") == 0
+        assert words in "".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "said"),
+    [
+        (capacity.Options, "--capacity 1", "give some between 0 and 1"),
+        (capacity.Options, "--slots 0", "--slots is (0,); give numbers above 0"),
+        (capacity.Options, "--iterations 0", "each must be at least 1"),
+        (capacity.Options, "--iterations 2", "has the levels 2; it takes two at least"),
+        (
+            capacity.Options,
+            "--model.mod-capacity 0.5",
+            "it is a factor of this study; give its levels with --capacity",
+        ),
+        (ablation.Options, "--model.build a", "it must be of the form package.module:function"),
+        (ablation.Options, "--model.build nowhere.at_all:f", "the module nowhere.at_all cannot be imported"),
+        (ablation.Options, "--model.build sweeps.ablation:main", "the function"),
+        (Llamas, "--model.n-heads 3", "does not divide"),
+    ],
+)
+def test_bad_input_to_a_study_is_one_line(place, tmp_path, options, given, said):
+    with pytest.raises(ConfigError) as raised:
+        execute(options, [*place, *given.split()], "x")
+    assert said in str(raised.value) and "\n" not in str(raised.value)
+    assert not (tmp_path / "results").exists()
+
+
+def test_calibration_needs_blocks(place):
+    with pytest.raises(ConfigError, match="--blocks at least 2"):
+        calibrate.main([*place, "--blocks", "1"])
+
+
+if __name__ == "__main__":
+    from sweeps.commands import main
+
+    main(Llamas)

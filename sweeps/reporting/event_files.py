@@ -32,6 +32,7 @@ from sweeps.analysis.comparisons import cells_in_order
 from sweeps.analysis.contrasts import Contrasts
 from sweeps.analysis.trajectories import evaluations, paired_difference
 from sweeps.reporting import hparams
+from sweeps.reporting.literal import text_table
 
 if TYPE_CHECKING:
     from lahr.training.progress import Progress
@@ -50,6 +51,8 @@ BY_COST = ("val_loss", "train_loss")
 SHEET = "report.png"
 """The figure that is shown first: it has the others on it."""
 HPARAM_METRICS = ("val_loss", "bits_per_byte", "tokens_per_second")
+MOST_TEXT_COLUMNS = 7
+"""Of a table in the text tab, in a window of 1,400 pixels."""
 NOT_METRICS = ("step", "tokens", "flops", "seconds", "pairing", "status")
 VIEWS = {
     "cells against base": "?x#custom_scalars&regexInput=%5E%28%5C.%7Ccells%2F.%2A%29%24&_smoothingWeight=0",
@@ -228,9 +231,17 @@ def _sections(report: str) -> dict[str, str]:
     parts = [part for part in parts if not re.search(r"(?m)^!\[", part) or re.search(r"(?m)^\| ", part)]
     titles = ["verdict"] + [part.partition("\n")[0] for part in parts[1:]]
     return {
-        f"report/{place}_{re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')}": re.sub(r"(?m)^!\[.*\n", "", part)
+        f"report/{place}_{re.sub(r'[^a-z0-9]+', '_', title.lower()).strip('_')}": re.sub(
+            r"(?m)(^\| .*\n)+", _narrow, re.sub(r"(?m)^!\[.*\n", "", part)
+        )
         for place, (title, part) in enumerate(zip(titles, parts, strict=False), start=1)
     }
+
+
+def _narrow(table: re.Match[str]) -> str:
+    """A table as it is, or as text where it is wide: TensorBoard would break its numbers apart."""
+    wide = table[0].partition("\n")[0].count("|") - 1 > MOST_TEXT_COLUMNS
+    return text_table(table[0]) if wide else table[0]
 
 
 def _add(writer: SummaryWriter, summary: Summary) -> None:

@@ -4,7 +4,9 @@ What comes out reads the same on GitHub, in TensorBoard and on the page made of 
 one of them would take it for markup. No line break survives, so nothing ends a table's row or a list's item.
 """
 
+import html
 import re
+import textwrap
 from collections.abc import Sequence
 
 _TERMINAL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]")
@@ -38,3 +40,26 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     safe = [[literal(cell) for cell in row] for row in rows]
     lines = [" | ".join(head), " | ".join(["---", *["---:"] * (len(head) - 1)]), *(" | ".join(row) for row in safe)]
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def text_table(table: str) -> str:
+    """A pipe table as a block of code, its columns lined up and its heads as narrow as their words allow."""
+    head, _, *rows = [[_plain(cell) for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in table.splitlines()]
+    heads = [
+        textwrap.wrap(name, max(len(text) for text in (*column, *name.split(), "-")), break_on_hyphens=False)
+        for name, column in zip(head, zip(*rows, strict=True), strict=True)
+    ]
+    high = max(map(len, heads))
+    lines = [*zip(*[[""] * (high - len(words)) + words for words in heads], strict=True), *rows]
+    first, *widths = (max(map(len, column)) for column in zip(*lines, strict=True))
+    return "".join(
+        "    "
+        + "  ".join([line[0].ljust(first), *(cell.rjust(w) for cell, w in zip(line[1:], widths, strict=True))])
+        + "\n"
+        for line in lines
+    )
+
+
+def _plain(escaped: str) -> str:
+    """What `literal` made its text of, in one line."""
+    return html.unescape(re.sub(r"\\([\\`*\[|_])", r"\1", escaped.strip()))

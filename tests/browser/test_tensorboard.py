@@ -131,7 +131,8 @@ def test_the_figures_are_shown_the_sheet_first(page, board, sweep, keep):
 
 
 def test_the_reports_tables_are_texts_of_their_own(page, board, sweep, keep):
-    """Seen to fail without the link's filter: no run chosen, no text."""
+    """Seen to fail without the link's filter: no run chosen, no text; and a wide table as one of TensorBoard's, which
+    broke its numbers apart."""
     page.set_viewport_size({"width": 1400, "height": 3000})
     page.goto(board + event_files.VIEWS["the report"])
     texts = page.locator("tf-text-loader")
@@ -154,4 +155,10 @@ def test_the_reports_tables_are_texts_of_their_own(page, board, sweep, keep):
     effects = json.loads(sweep.files["verdict.json"])["effects"]
     assert {term: row[0] for term, row in shown.items()} == {e["term"]: signed(e["estimate"]) for e in effects}
     assert {term: row[4] for term, row in shown.items()} == {e["term"]: e["verdict"] for e in effects}
+    cost = texts.nth(4).locator("pre").inner_text()
+    for cell, rows in sweep.trials.groupby("cell"):
+        figures = rf"\s+{rows['parameters'].iloc[0]:,}\s+{rows['parameters_without_embeddings'].iloc[0]:,}\s"
+        assert re.search(rf"(?m)^{re.escape(cell)}{figures}", cost)
+    cut = "boxes => boxes.filter(box => box.scrollWidth > box.clientWidth).length"
+    assert texts.locator(".container").evaluate_all(cut) == 0
     assert page.locator("tf-text-loader script, tf-text-loader img").count() == 0

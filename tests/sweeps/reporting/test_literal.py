@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from sweeps.reporting import page
-from sweeps.reporting.literal import code, literal
+from sweeps.reporting.literal import code, literal, markdown_table, text_table
 
 GITHUB = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
 RENDERERS = {
@@ -68,6 +68,29 @@ def test_it_is_read_as_it_stands(renderer, text):
         assert read(shown) == " ".join(want.split())
         tags = set(re.findall(r"<(\w+)", shown))
         assert not tags & {"a", "img", "em", "s", "script", "h1", "hr", "br"}
+
+
+@given(text=TEXTS)
+def test_a_table_of_text_has_the_text_of_its_cells(text):
+    """Seen to fail: a backslash before another; a bar in a cell."""
+    table = text_table(markdown_table(("a", "b"), [(text, "1"), ("x", text)]))
+    wide = max(1, len(plain(text)))
+    assert table.splitlines() == [
+        f"    {'a':<{wide}}  {'b':>{wide}}",
+        f"    {plain(text):<{wide}}  {'1':>{wide}}",
+        f"    {'x':<{wide}}  {plain(text):>{wide}}",
+    ]
+
+
+def test_a_table_of_text_is_as_narrow_as_the_words_of_its_heads():
+    head, rows = ("cell", "tokens/s / base (95 %)", "on the front"), [("base", "1", "time"), ("mod", "1.11", "–")]
+    assert text_table(markdown_table(head, rows)) == (
+        "          tokens/s     on\n"
+        "            / base    the\n"
+        "    cell    (95 %)  front\n"
+        "    base         1   time\n"
+        "    mod       1.11      –\n"
+    )
 
 
 def test_two_tildes_are_none():

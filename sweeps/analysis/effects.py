@@ -125,13 +125,8 @@ def fit(losses_SC: np.ndarray, weights_CT: np.ndarray, confidence: float = 0.95)
     fitted = Fit.of(losses_SC, weights_CT)
     ends = fitted.interval(1 - confidence)
     p = {f"p_{name}": paired_p(fitted.estimate, *getattr(fitted, name)) for name in ("blocked", "seedwise")}
-    names = ("blocked_low", "blocked_high", "seedwise_low", "seedwise_high")
-    return {
-        "estimate": fitted.estimate,
-        **dict(zip(names, ends, strict=True)),
-        **p,
-        "sigma": residual_sd(losses_SC),
-    }
+    named = dict(zip(("blocked_low", "blocked_high", "seedwise_low", "seedwise_high"), ends, strict=True))
+    return {"estimate": fitted.estimate, **named, **p, "sigma": residual_sd(losses_SC)}
 
 
 def residual_sd(losses_SC: np.ndarray) -> np.ndarray:

@@ -26,7 +26,8 @@ from scipy import stats
 
 from sweeps.analysis import effects, sequential
 from sweeps.analysis.contrasts import switches
-from sweeps.analysis.sequential import ALPHA, Decisions, Fit, decide, levels, looks, rejections
+from sweeps.analysis.effects import Fit
+from sweeps.analysis.sequential import ALPHA, Decisions, decide, levels, looks, rejections
 
 PAGE = Path(__file__).parents[1] / "docs" / "statistics.md"
 BEGIN, END = "<!-- rows: python benchmarks/simulation.py --write -->", "<!-- end of rows -->"

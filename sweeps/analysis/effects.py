@@ -75,31 +75,58 @@ class Effects:
         return len(self.blocks) <= EXPLORATORY_BLOCKS
 
 
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """Estimates (…, T) from complete blocks, with the standard error and the degrees of freedom of both estimators.
+
+    Blocked, a term whose weights have the norm w has the error w·sigma/√S, sigma being that of `residual_sd`; seed-wise
+    it is the scatter of the seeds' own contrasts over √S.
+    """
+
+    estimate: np.ndarray
+    blocked: tuple[np.ndarray, int]
+    seedwise: tuple[np.ndarray, int]
+
+    @staticmethod
+    def of(losses_SC: np.ndarray, weights_CT: np.ndarray) -> "Fit":
+        """From losses (…, S, C) without gaps, and weights (C, T)."""
+        seeds, cells = losses_SC.shape[-2:]
+        own, root = losses_SC @ weights_CT, math.sqrt(seeds)
+        blocked = residual_sd(losses_SC)[..., None] * np.linalg.norm(weights_CT, axis=0) / root
+        return Fit(
+            own.mean(-2),
+            (blocked, (cells - 1) * (seeds - 1)),
+            (own.std(-2, ddof=1) / root, seeds - 1),
+        )
+
+    @property
+    def p(self) -> np.ndarray:
+        """The larger of the blocked and the seed-wise."""
+        return np.maximum(paired_p(self.estimate, *self.blocked), paired_p(self.estimate, *self.seedwise))
+
+    def halves(self, level: float) -> tuple[np.ndarray, np.ndarray]:
+        """Half the widths of the blocked and of the seed-wise interval that belong to tests at a two-sided level."""
+        blocked, seedwise = (stats.t.isf(level / 2, n) * error for error, n in (self.blocked, self.seedwise))
+        return blocked, seedwise
+
+    def interval(self, level: float) -> tuple[np.ndarray, ...]:
+        """blocked_low, blocked_high, seedwise_low, seedwise_high."""
+        return tuple(end for half in self.halves(level) for end in (self.estimate - half, self.estimate + half))
+
+
 def fit(losses_SC: np.ndarray, weights_CT: np.ndarray, confidence: float = 0.95) -> dict[str, np.ndarray]:
     """Estimates, both intervals and both p of shape (…, T), and sigma of shape (…), from losses (…, S seeds, C cells);
-    NaN where S < 2.
-
-    Sigma is the residual standard deviation of `y ~ cell + seed`, with (C − 1)(S − 1) degrees of freedom; a term whose
-    weights have the norm w has the blocked standard error w·sigma/√S, and the seed-wise one of its own scatter.
-    """
-    seeds, cells = losses_SC.shape[-2:]
-    own_ST = losses_SC @ weights_CT
-    estimate = own_ST.mean(-2)
-    if seeds < 2:
-        empty = np.full_like(estimate, np.nan)
+    NaN where S < 2."""
+    own = losses_SC @ weights_CT
+    if losses_SC.shape[-2] < 2:
+        empty = np.full_like(own.mean(-2), np.nan)
         names = ("blocked_low", "blocked_high", "seedwise_low", "seedwise_high", "p_blocked", "p_seedwise")
-        return {"estimate": estimate, **dict.fromkeys(names, empty), "sigma": np.full(estimate.shape[:-1], np.nan)}
-    sigma = residual_sd(losses_SC)
-    result = {"estimate": estimate, "sigma": sigma}
-    norms_T = np.sqrt((weights_CT**2).sum(0))
-    for name, error, freedom in (
-        ("blocked", sigma[..., None] * norms_T / math.sqrt(seeds), (cells - 1) * (seeds - 1)),
-        ("seedwise", own_ST.std(-2, ddof=1) / math.sqrt(seeds), seeds - 1),
-    ):
-        half = stats.t.isf((1 - confidence) / 2, freedom) * error
-        result |= {f"{name}_low": estimate - half, f"{name}_high": estimate + half}
-        result[f"p_{name}"] = paired_p(estimate, error, freedom)
-    return result
+        return {"estimate": own.mean(-2), **dict.fromkeys(names, empty), "sigma": empty[..., 0]}
+    fitted = Fit.of(losses_SC, weights_CT)
+    ends = fitted.interval(1 - confidence)
+    p = {f"p_{name}": paired_p(fitted.estimate, *getattr(fitted, name)) for name in ("blocked", "seedwise")}
+    named = dict(zip(("blocked_low", "blocked_high", "seedwise_low", "seedwise_high"), ends, strict=True))
+    return {"estimate": fitted.estimate, **named, **p, "sigma": residual_sd(losses_SC)}
 
 
 def residual_sd(losses_SC: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from scipy import stats
 from scipy.optimize import brentq
 
 from lahr.errors import check
-from sweeps.analysis.effects import paired_p
+from sweeps.analysis.effects import Fit
 from sweeps.analysis.power import ALPHA
 
 FIRST_LOOK, BETWEEN_LOOKS = 4, 2
@@ -242,40 +242,6 @@ def _complete(losses_SC: np.ndarray, weights_CT: np.ndarray, max_seeds: int) -> 
 def _first(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """The earlier of two looks, where 0 means never."""
     return np.where((one > 0) & (other > 0), np.minimum(one, other), np.maximum(one, other))
-
-
-@dataclass(frozen=True, eq=False)
-class Fit:
-    """Estimates (…, T) from complete blocks, with the standard error and the degrees of freedom of both estimators."""
-
-    estimate: np.ndarray
-    blocked: tuple[np.ndarray, int]
-    seedwise: tuple[np.ndarray, int]
-
-    @staticmethod
-    def of(losses_SC: np.ndarray, weights_CT: np.ndarray) -> "Fit":
-        """From losses (…, S, C) without gaps, and weights (C, T)."""
-        seeds, cells = losses_SC.shape[-2:]
-        own = losses_SC @ weights_CT
-        centred = losses_SC - losses_SC.mean(-1, keepdims=True)
-        residual, freedom = centred - centred.mean(-2, keepdims=True), (cells - 1) * (seeds - 1)
-        sigma = np.sqrt((residual**2).sum((-2, -1)) / freedom)
-        blocked = sigma[..., None] * np.linalg.norm(weights_CT, axis=0) / math.sqrt(seeds)
-        return Fit(own.mean(-2), (blocked, freedom), (own.std(-2, ddof=1) / math.sqrt(seeds), seeds - 1))
-
-    @property
-    def p(self) -> np.ndarray:
-        """The larger of the blocked and the seed-wise."""
-        return np.maximum(paired_p(self.estimate, *self.blocked), paired_p(self.estimate, *self.seedwise))
-
-    def halves(self, level: float) -> tuple[np.ndarray, np.ndarray]:
-        """Half the widths of the blocked and of the seed-wise interval that belong to tests at a two-sided level."""
-        blocked, seedwise = (stats.t.isf(level / 2, n) * error for error, n in (self.blocked, self.seedwise))
-        return blocked, seedwise
-
-    def interval(self, level: float) -> tuple[np.ndarray, ...]:
-        """blocked_low, blocked_high, seedwise_low, seedwise_high."""
-        return tuple(end for half in self.halves(level) for end in (self.estimate - half, self.estimate + half))
 
 
 def rejections(p: np.ndarray, fractions: tuple[float, ...]) -> np.ndarray:

@@ -29,7 +29,7 @@ def plan(options: StudyOptions, console: Console) -> int:
     table = Table(
         title=f"{options.sweep_name}: {len(trials)} trials, {len(pending)} to run, at equal {design.equal}"
     )
-    for column in ("cell", "parameters", "non-emb.", "tokens", "FLOPs", "seconds (est.)"):
+    for column in ("cell", "parameters", "non-emb.", "tokens", "FLOPs", "≈ seconds"):
         table.add_column(
             column, justify="left" if column == "cell" else "right", no_wrap=column != "cell", overflow="fold"
         )

@@ -153,7 +153,8 @@ def test_a_place_that_cannot_be_written_to_is_said_within_seconds_and_nothing_st
     assert not caplog.records
 
 
-def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_path, capsys):
+def test_plan_prints_costs_and_what_it_could_see_and_writes_nothing(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of the tests' Ray, to which this process is connected
     assert factorial(["plan", *place, "--seeds", "8", "--smallest-effect", "0.05"]) == 0
     said = capsys.readouterr().out
     for word in ("mod+latent+memory", "FLOPs", "64 trials", "(this plan)", "an effect of 0.05 nats takes"):
@@ -165,6 +166,7 @@ def test_a_plan_for_a_gpu_counts_its_gpu_and_not_its_cores(place, monkeypatch, c
     """Seen to fail with one GPU and 16 cores: 16 at a time, and a share of a GPU refused as one of a CPU."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for words, lanes in ((["--device", "cuda"], 1), (["--trials-per-gpu", "4"], 4), (["--device", "cpu"], 16)):
         assert factorial(["plan", *place, *words]) == 0
         assert f"with {lanes} at a time" in " ".join(capsys.readouterr().out.split())

@@ -115,8 +115,8 @@ def test_a_rate_is_chosen_then_cells_spend_equal_flops_beside_their_controls(pla
     assert "every trial of this design is finished" in carried.stdout
 
 
-def test_equal_time_is_timed_once_and_stands_in_the_design(place, tmp_path, monkeypatch, capsys):
-    """Caught: timed anew at every start, so that a sweep could not be carried on with."""
+def test_equal_time_is_timed_before_anything_starts(place, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)  # of the tests' Ray, to which this process is connected
     assert execute_of(["plan", *place, "--slots", "64", "--equal", "time"]) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "timing steps of 8 cells in turn" in said and "at equal time" in said
@@ -128,7 +128,8 @@ def execute_of(argv: list[str]) -> int:
     return execute(Options, argv, "python sweeps/factorial.py")
 
 
-def test_a_plan_of_each_study(place, capsys):
+def test_a_plan_of_each_study(place, monkeypatch, capsys):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     for options, words in ((ablation.Options, "activation=relu2"), (capacity.Options, "capacity=gated")):
         slots = ["--slots", "64"] if options is capacity.Options else []
         assert execute(options, ["plan", *place, *slots], "x") == 0

@@ -8,7 +8,8 @@ from scipy import stats
 from lahr.errors import ConfigError
 from sweeps.analysis import effects, sequential
 from sweeps.analysis.contrasts import switches
-from sweeps.analysis.sequential import ALPHA, Fit, decide, levels, looks, nominal, rejections, spent
+from sweeps.analysis.effects import Fit
+from sweeps.analysis.sequential import ALPHA, decide, levels, looks, nominal, rejections, spent
 
 SEVEN = switches("mod", "latent", "memory")
 FACTORIAL = SEVEN.weights_CT

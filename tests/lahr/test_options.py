@@ -9,7 +9,7 @@ from lahr.__main__ import Options as RunOptions
 from lahr.errors import ConfigError
 from lahr.options import fail, parse
 from lahr.presets import PRESETS
-from sweeps.engine.options import Options
+from sweeps.factorial import Options
 
 
 def sweep(line: str) -> Options:

@@ -117,7 +117,7 @@ def stop(client: JobSubmissionClient, name: str) -> int:
 def fetch(name: str, study: str, results: str) -> int:
     """Lays the report so far, the table of trials and the curves into a folder of the head, wherever results are."""
     sweep, here = Folder.at(results).child(name), Folder.at(FETCHED).child(name)
-    report = [sys.executable, f"sweeps/{study}.py", "report", "--name", name, "--results", results]
+    report = [sys.executable, f"sweeps/{study}.py", "report", "--allow-mixed", "--name", name, "--results", results]
     made = subprocess.run(report, capture_output=True, text=True)
     check(made.returncode == 0, f"no report of {name} yet: {made.stderr.strip().removeprefix('error: ')}")
     here.remove("")

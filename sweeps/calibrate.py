@@ -55,7 +55,15 @@ class Options(StudyOptions):
 
     def design(self, config: TrialConfig, content_hash: str):  # type: ignore[no-untyped-def]
         """All sweeps' blocks as one design."""
-        check(self.sweeps >= 1 and self.blocks >= 2, "--sweeps must be at least 1 and --blocks at least 2")
+        check(
+            self.sweeps >= 2 and self.blocks >= 2,
+            f"--sweeps is {self.sweeps} and --blocks {self.blocks}; each must be at least 2",
+        )
+        usual = 2 if self.preset == "smoke" else 5
+        check(
+            self.until == "seeds" and self.seeds == usual and not self.tune_lr,
+            "seeds are those of --sweeps and --blocks here; leave --seeds, --until and --tune-lr out",
+        )
         return replace(super().design(config, content_hash), seeds=self.sweeps * self.blocks)
 
 
@@ -81,6 +89,7 @@ def main(argv: list[str]) -> int:
     console = Console()
     options = parse(Options, ["--preset", "smoke", *argv], Options.of, "python sweeps/calibrate.py")
     truth = parse(Truth, ["--preset", "smoke", *argv], Truth.of, "python sweeps/calibrate.py")
+    truth = replace(truth, name=f"{truth.name}-truth" if truth.name else None)
     for each in (truth, options):
         if status := COMMANDS[options.command](each, console):
             return status

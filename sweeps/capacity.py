@@ -10,11 +10,13 @@ every token chosen, k = T. Between the two lies the gate alone, and the surface 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
+import pandas as pd
+
 from lahr.config import TrialConfig
 from lahr.errors import check
 from lahr.presets import Preset
 from sweeps.analysis.effects import Effects
-from sweeps.analysis.surface import coordinates, response_surface
+from sweeps.analysis.surface import coordinates, model_columns, response_surface
 from sweeps.commands import main
 from sweeps.engine.design import Design
 from sweeps.engine.factors import Factor, with_fields
@@ -72,16 +74,27 @@ class Options(StudyOptions):
         """How one gives a factor other levels."""
         return f"give its levels with --{factor.name}"
 
+    def design(self, config: TrialConfig, content_hash: str) -> Design:
+        """The design; `ConfigError` for cells that are too few for the surface."""
+        made = super().design(config, content_hash)
+        model_columns(_places(made))
+        return made
+
     def section(self, effects: Effects, design: Design) -> tuple[str, dict[str, bytes]]:
         """The surface."""
         if not effects.blocks:
             return "", {}
-        levels = {}
-        for factor in design.factors:
+        return surface.section(effects, response_surface(effects, _places(design)), "capacity", "iterations")
+
+
+def _places(design: Design) -> pd.DataFrame:
+    """Each cell's coordinates."""
+    levels = {}
+    for factor in design.factors:
+        if factor.name in ("capacity", "iterations", "slots"):
             numbers = [1.0 if n == GATED else float(x) for x, n in zip(factor.levels, _names(factor), strict=True)]  # type: ignore[arg-type]
             levels[factor.name] = dict(zip(factor.labels, numbers, strict=True))
-        at = coordinates(effects.design, levels, {"capacity": ""})
-        return surface.section(effects, response_surface(effects, at), "capacity", "iterations")
+    return coordinates(design.contrasts, levels, {"capacity": ""})
 
 
 def _names(factor: Factor) -> tuple[str, ...]:

@@ -4,31 +4,45 @@ from dataclasses import replace
 
 import numpy as np
 
-from sweeps.analysis.effects import Effects
+from sweeps.analysis import power
+from sweeps.analysis.effects import Effects, assumptions, fit
 from sweeps.analysis.sequential import Decisions, decide
 
 
 def until_decided(effects: Effects, max_seeds: int) -> Effects:
     """The same effects, with the verdicts, estimates and repeated intervals of the last look that was taken.
 
-    `effects` is what `estimate` says of all blocks so far; before the first look it is given back with no verdict.
+    `effects` is what `estimate` says of all seeds whose trials have ended. What comes back is of the blocks that the
+    look counted. Before the first look there are no verdicts, and the intervals stay those of `estimate`.
     """
     decided = _decisions(effects, max_seeds)
-    table = effects.table.assign(p_adjusted=np.nan, settled_at=decided.settled_at)
-    if decided.looked_at and not effects.withheld:
-        for name in ("estimate", "blocked_low", "blocked_high", "seedwise_low", "seedwise_high", "verdict"):
-            table[name] = getattr(decided, name)
-    elif not effects.withheld:
-        table["verdict"] = "exploratory"
-    blocks = effects.blocks[: int(decided.blocks)] if decided.looked_at else effects.blocks
+    looked = 0 if effects.withheld else int(decided.looked_at)
+    table = effects.table.assign(p_adjusted=np.nan, settled_at=decided.settled_at if looked else 0)
+    if not looked:
+        verdict = "withheld" if effects.withheld else "exploratory"
+        return replace(effects, table=table.assign(verdict=verdict), max_seeds=max_seeds, looked=0)
+    blocks = effects.blocks[: int(decided.blocks)]
     kept = effects.losses.loc[list(blocks)]
+    losses = kept.to_numpy(float)
+    fitted = fit(losses, effects.design.weights_CT)
+    sigma = float(fitted["sigma"])
+    for name in ("blocked_low", "blocked_high", "seedwise_low", "seedwise_high", "bound_low", "bound_high"):
+        table[name] = getattr(decided, name)
+    table["estimate"], table["verdict"] = decided.estimate, decided.verdict
+    table["p_blocked"], table["p_seedwise"] = fitted["p_blocked"], fitted["p_seedwise"]
+    table["p"] = table[["p_blocked", "p_seedwise"]].max(axis=1)
+    norms = effects.design.norms_T
+    table["detectable"] = [power.smallest_detectable(sigma, len(blocks), w, len(table)) for w in norms]
     return replace(
         effects,
         table=table,
         blocks=blocks,
         losses=kept,
         contrasts=effects.contrasts.loc[list(blocks)],
+        sigma=sigma,
+        checks=assumptions(losses, blocks),
         max_seeds=max_seeds,
+        looked=looked,
     )
 
 

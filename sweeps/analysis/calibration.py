@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from lahr.errors import check
 from sweeps.analysis.contrasts import Contrasts
 from sweeps.analysis.effects import blocks_by_cell, fit, holm
 from sweeps.analysis.power import ALPHA
@@ -52,6 +53,10 @@ def judge(
     """
     wide, *_ = blocks_by_cell(trials, "val_loss")
     losses_SC = wide[list(design.cells)].dropna().to_numpy(float)
+    check(
+        len(losses_SC) >= 2 * blocks,
+        f"{len(losses_SC)} seed blocks are complete, which is not two sweeps of {blocks}; run it again to finish more",
+    )
     known = design.terms[0]
     pairs, *_ = blocks_by_cell(others, "val_loss")
     differences = (pairs[known] - pairs["base"]).dropna().to_numpy(float)

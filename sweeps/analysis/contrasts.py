@@ -9,9 +9,9 @@ Cells may be left out if effects are wanted up to some order only (a fractional 
 weights are the least-squares ones of the model of that order, and an effect that they cannot give is named.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations, product
 
 import numpy as np
@@ -57,6 +57,10 @@ class Contrasts:
     terms: tuple[str, ...]
     weights_CT: np.ndarray
     """(cells, terms): an effect is the weighted sum of its cells' means."""
+    order: int | None = None
+    """The most factors of an interaction; those of more are taken to be none."""
+    left_out: tuple[str, ...] = ()
+    """Cells of the factorial that there are none of."""
 
     @property
     def norms_T(self) -> np.ndarray:
@@ -84,6 +88,13 @@ class Contrasts:
         """Whether it is a plain 2^k: of each factor one level beside the first, none nested."""
         return all(len(factor.labels) == 2 and not factor.within for factor in self.factors)
 
+    def mean_at(self, chosen: Labels) -> np.ndarray:
+        """Weights (C,) of the mean over cells at those levels, factor → label, the others' levels weighing the same and
+        only where the chosen factors are varied; all 0 where there is no such cell."""
+        by_name = {factor.name: factor for factor in self.factors}
+        levels = {name: (by_name[name].labels.index(label),) for name, label in chosen.items()}
+        return _Table.of(self.factors, self.labels).means(levels)[0]
+
     def own(self, losses_SC: np.ndarray) -> np.ndarray:
         """Each seed's own effects (…, S, T) from losses (…, S, C)."""
         return losses_SC @ self.weights_CT
@@ -100,34 +111,37 @@ def crossed(factors: Sequence[Levels], order: int | None = None, without: Sequen
     `ConfigError` for a cell that there is none of, and for effects that cannot be estimated: it says which cells would
     mend it.
     """
-    factors = tuple(factors)
+    return _crossed(tuple(factors), order, tuple(without))
+
+
+@cache
+def _crossed(factors: tuple[Levels, ...], order: int | None, without: tuple[str, ...]) -> Contrasts:
     every = grid(factors)
     for cell in without:
         check(cell in every, f"there is no cell {cell!r} to leave out; cells are {', '.join(every)}")
     kept = [cell for cell in every if cell not in without]
     check(kept != [], "every cell is left out; leave some in")
     wanted = terms_of(factors, order)
-    wanted_CT = np.column_stack([_marginal(factors, every, term) for term in wanted.values()])
+    table = _Table.of(factors, every)
+    wanted_CT = np.column_stack([_effect(table, factors, term) for term in wanted.values()])
     if kept == list(every):
-        return Contrasts(factors, tuple(every), tuple(wanted), wanted_CT)
+        return Contrasts(factors, tuple(every), tuple(wanted), wanted_CT, order)
     model_CP = _model(factors, every, order)
     rows = [place for place, cell in enumerate(every) if cell not in without]
     lost = _inestimable(model_CP[rows], model_CP.T @ wanted_CT)
     if lost.any():
         mend = _mending(model_CP, rows, wanted_CT)
         names = [term for term, is_lost in zip(wanted, lost, strict=True) if is_lost]
+        main = _inestimable(_model(factors, every, 1)[rows], _model(factors, every, 1).T @ wanted_CT)
+        advice = "" if order == 1 or main.all() else ", or ask for interactions of a lower order (--order 1: none)"
         check(
             False,
             f"without the cells {', '.join(without)} these effects cannot be estimated: {', '.join(names)}; put back "
-            f"the trials of {', '.join(list(every)[i] for i in mend)}"
-            + (
-                ""
-                if order == 1
-                else ", or ask for interactions of a lower order (--order 1 for main effects alone)"
-            ),
+            f"the trials of {', '.join(list(every)[i] for i in mend)}{advice}",
         )
     weights = np.linalg.pinv(model_CP[rows].T) @ model_CP.T @ wanted_CT
-    return Contrasts(factors, tuple(kept), tuple(wanted), np.where(np.abs(weights) < 1e-12, 0.0, weights))
+    weights = np.where(np.abs(weights) < 1e-12, 0.0, weights)
+    return Contrasts(factors, tuple(kept), tuple(wanted), weights, order, tuple(without))
 
 
 def grid(factors: Sequence[Levels]) -> dict[str, Labels]:
@@ -192,26 +206,44 @@ def _active(factor: Levels, factors: Sequence[Levels], cell: Labels) -> bool:
     return all(cell[name] for name in _above(factor, factors))
 
 
-def _marginal(factors: Sequence[Levels], cells: Mapping[str, Labels], term: Labels) -> np.ndarray:
+@dataclass(frozen=True, eq=False)
+class _Table:
+    """All cells as numbers."""
+
+    place: dict[str, int]
+    """Factor → its column."""
+    code_CF: np.ndarray
+    """Which level each factor has; 0 is the first."""
+    active_CF: np.ndarray
+    """Whether it is varied there."""
+    share_C: np.ndarray
+    """What a cell weighs beside others at the same levels of some factors that are varied in all of them."""
+
+    @staticmethod
+    def of(factors: Sequence[Levels], cells: Mapping[str, Labels]) -> "_Table":
+        code = np.array([[f.labels.index(cell[f.name]) for f in factors] for cell in cells.values()])
+        active = np.array([[_active(f, factors, cell) for f in factors] for cell in cells.values()])
+        share = np.where(active, [1 / len(f.labels) for f in factors], 1.0).prod(1)
+        return _Table({f.name: i for i, f in enumerate(factors)}, code, active, share)
+
+    def means(self, chosen: Mapping[str, tuple[int, ...]]) -> tuple[np.ndarray, np.ndarray]:
+        """Weights (C,) that are, within each combination of those levels, those of its mean; and each cell's levels."""
+        columns = [self.place[name] for name in chosen]
+        code, weights = self.code_CF[:, columns], self.share_C.copy()
+        inside = self.active_CF[:, columns].all(1)
+        for i, levels in enumerate(chosen.values()):
+            inside &= np.isin(code[:, i], levels)
+        weights[~inside] = 0.0
+        _, group = np.unique(code, axis=0, return_inverse=True)
+        sums = np.bincount(group.ravel(), weights)
+        return weights / np.where(sums > 0, sums, 1.0)[group.ravel()], code
+
+
+def _effect(table: _Table, factors: Sequence[Levels], term: Labels) -> np.ndarray:
     """Weights of a term over all cells: signs of its corners times the mean over everything else."""
-    inside = {factor.name: factor for factor in factors if factor.name in term}
-    weights = np.zeros(len(cells))
-    for corner in product((False, True), repeat=len(term)):
-        chosen = {name: label if on else "" for (name, label), on in zip(term.items(), corner, strict=True)}
-        mean = np.zeros(len(cells))
-        for place, cell in enumerate(cells.values()):
-            if any(cell[name] != label for name, label in chosen.items()):
-                continue
-            if all(_active(factor, factors, cell) for factor in inside.values()):
-                mean[place] = _share(factors, cell, inside)
-        weights += math.prod(1 if on else -1 for on in corner) * mean / mean.sum()
-    return weights * 2.0 ** (1 - len(term))
-
-
-def _share(factors: Sequence[Levels], cell: Labels, inside: Mapping[str, Levels]) -> float:
-    """What a cell weighs beside others with the same levels of the factors `inside`."""
-    others = [f for f in factors if f.name not in inside and _active(f, factors, cell)]
-    return math.prod(1 / len(factor.labels) for factor in others)
+    by_name = {factor.name: factor for factor in factors}
+    weights, code = table.means({name: (0, by_name[name].labels.index(label)) for name, label in term.items()})
+    return weights * np.where(code > 0, 1.0, -1.0).prod(1) * 2.0 ** (1 - len(term))
 
 
 def _model(factors: Sequence[Levels], cells: Mapping[str, Labels], order: int | None) -> np.ndarray:

@@ -58,6 +58,8 @@ class Effects:
     max_seeds: int | None = None
     """Where blocks are added until all is settled (`adaptive.py`): how many there may be at most. Then intervals are
     repeated ones, there is no adjusted p, and `settled_at` in the table says after how many seeds."""
+    looked: int = 0
+    """Seeds at the last look that was taken; 0 where none was, or where blocks are not added."""
 
     @property
     def smallest_detectable(self) -> float:
@@ -72,7 +74,12 @@ class Effects:
     @property
     def exploratory(self) -> bool:
         """Whether there are too few blocks to claim anything."""
-        return len(self.blocks) <= EXPLORATORY_BLOCKS
+        return len(self.blocks) <= EXPLORATORY_BLOCKS or (self.max_seeds is not None and not self.looked)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a look has settled every effect."""
+        return bool(self.looked) and bool((self.table["settled_at"] > 0).all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -206,29 +213,37 @@ def estimate(
     )
 
 
+def believed(trials: pd.DataFrame, metric: str = "val_loss") -> tuple[pd.DataFrame, tuple[str, ...]]:
+    """The rows that can be believed, one a cell and seed, and what was set aside: a cell that stands at a seed with two
+    figures, a row that is finished without a figure. Of equal rows one is kept."""
+    for column in ("cell", "seed", metric):
+        check(column in trials, f"the table of trials has no column {column!r}; it has {', '.join(trials.columns)}")
+    trials = trials.assign(**{metric: pd.to_numeric(trials[metric], errors="coerce").astype(float)})
+    known = trials["status"] if "status" in trials else pd.Series("", index=trials.index)
+    empty = ~np.isfinite(trials[metric]) & (known != "diverged") & (known != "")
+    doubtful = [f"{cell} at seed {seed} is finished and has no {metric}" for cell, seed in _names(trials[empty])]
+    kept = trials[~empty].drop_duplicates(["cell", "seed", metric])
+    twice = kept.duplicated(["cell", "seed"], keep=False)
+    for (cell, seed), rows in kept[twice].groupby(["cell", "seed"]):
+        figures = " and ".join("none" if math.isnan(v) else f"{v:.6g}" for v in rows[metric])
+        doubtful.append(f"{cell} at seed {seed} stands {len(rows)} times in the table, with {figures}")
+    return kept[~twice], tuple(doubtful)
+
+
 def blocks_by_cell(
     trials: pd.DataFrame, metric: str
 ) -> tuple[pd.DataFrame, tuple[tuple[str, int], ...], tuple[str, ...]]:
     """`metric` with one row a seed and one column a cell (NaN where there is none), the diverged (cell, seed), and what
-    was set aside: a cell that stands twice at a seed with two figures, a row that is finished without a figure."""
-    for column in ("cell", "seed", metric):
-        check(column in trials, f"the table of trials has no column {column!r}; it has {', '.join(trials.columns)}")
-    trials = trials.assign(**{metric: pd.to_numeric(trials[metric], errors="coerce").astype(float)})
-    finite = np.isfinite(trials[metric])
-    bad = ~finite
-    doubtful = []
-    if "status" in trials:
-        bad = trials["status"] == "diverged"
-        for cell, seed in trials.loc[~finite & ~bad, ["cell", "seed"]].itertuples(index=False):
-            doubtful.append(f"{cell} at seed {seed} is finished and has no {metric}")
-    diverged = tuple((str(c), int(s)) for c, s in zip(trials["cell"][bad], trials["seed"][bad], strict=True))
-    value = trials.assign(**{metric: trials[metric].mask(bad | ~finite)}).drop_duplicates(["cell", "seed", metric])
-    twice = value.duplicated(["cell", "seed"], keep=False)
-    for (cell, seed), rows in value[twice].groupby(["cell", "seed"]):
-        figures = " and ".join("none" if math.isnan(v) else f"{v:.6g}" for v in rows[metric])
-        doubtful.append(f"{cell} at seed {seed} stands {len(rows)} times in the table, with {figures}")
-    value = value.assign(**{metric: value[metric].mask(twice)}).drop_duplicates(["cell", "seed"])
-    return value.pivot(index="seed", columns="cell", values=metric), diverged, tuple(doubtful)
+    was set aside. A seed of which nothing can be believed keeps its row."""
+    seeds = sorted(trials["seed"].unique()) if "seed" in trials else []
+    kept, doubtful = believed(trials, metric)
+    bad = ~np.isfinite(kept[metric]) | (kept["status"] == "diverged" if "status" in kept else False)
+    wide = kept.assign(**{metric: kept[metric].mask(bad)}).pivot(index="seed", columns="cell", values=metric)
+    return wide.reindex(seeds), tuple((str(c), int(s)) for c, s in _names(kept[bad])), doubtful
+
+
+def _names(trials: pd.DataFrame) -> list[tuple[Any, Any]]:
+    return list(zip(trials["cell"], trials["seed"], strict=True))
 
 
 def assumptions(losses_SC: np.ndarray, blocks: Sequence[int]) -> dict[str, Any]:

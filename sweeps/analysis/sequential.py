@@ -56,6 +56,9 @@ class Decisions:
     seedwise_low: np.ndarray
     seedwise_high: np.ndarray
     """(…, T): the same, from each seed's own contrast."""
+    bound_low: np.ndarray
+    bound_high: np.ndarray
+    """(…, T): the outer limits of both repeated 90 % intervals, which lie within ±x where an effect is equivalent."""
     rejected_at: np.ndarray
     """(…, T): seeds at the look where the effect was found to help or hurt; 0 where it was not."""
     sign: np.ndarray
@@ -94,7 +97,7 @@ class Decisions:
         check(
             self.estimate.shape == (len(terms),), f"{len(terms)} terms for decisions of shape {self.estimate.shape}"
         )
-        ends = ("blocked_low", "blocked_high", "seedwise_low", "seedwise_high")
+        ends = ("blocked_low", "blocked_high", "seedwise_low", "seedwise_high", "bound_low", "bound_high")
         columns = ("estimate", *ends, "rejected_at", "equivalent_at", "settled_at", "verdict")
         return pd.DataFrame({"term": list(terms), **{name: getattr(self, name) for name in columns}})
 
@@ -182,7 +185,7 @@ def decide(
     seeds, shape = len(complete_S), (*losses.shape[:-2], weights.shape[1])
 
     rejected, equivalent, sign = (np.zeros(shape, int) for _ in range(3))
-    taken, found = [0], [np.full((5, *shape), np.nan)]  # before the first look nothing is known
+    taken, found = [0], [np.full((7, *shape), np.nan)]  # before the first look nothing is known
     fractions: tuple[float, ...] = ()
     for look in (look for look in planned if look <= seeds):
         blocks = int(complete_S[:look].sum())
@@ -192,9 +195,11 @@ def decide(
         fit = Fit.of(losses[..., :look, :][..., complete_S[:look], :], weights)
         now = rejections(np.where(rejected > 0, np.nan, fit.p), fractions)
         rejected, sign = np.where(now, look, rejected), np.where(now, np.sign(fit.estimate).astype(int), sign)
-        within = abs(fit.estimate) + np.maximum(*fit.halves(nominal(fractions, 2 * ALPHA))) < x
+        bound = np.maximum(*fit.halves(nominal(fractions, 2 * ALPHA)))
+        within = abs(fit.estimate) + bound < x
         equivalent = np.where(within & (equivalent == 0), look, equivalent)
-        found.append(np.stack((fit.estimate, *fit.interval(nominal(fractions)))))
+        ends = (*fit.interval(nominal(fractions)), fit.estimate - bound, fit.estimate + bound)
+        found.append(np.stack((fit.estimate, *ends)))
 
     # Looks after the one where the last effect was settled are not taken: what they found is dropped again.
     settled = _first(rejected, equivalent)
@@ -202,15 +207,10 @@ def decide(
     stop = np.where(done, settled.max(-1), taken[-1])
     late = rejected > stop[..., None]
     at = np.searchsorted(taken, stop)
-    estimate, b_low, b_high, s_low, s_high = np.take_along_axis(np.stack(found), at[None, None, ..., None], axis=0)[
-        0
-    ]
+    figures = np.take_along_axis(np.stack(found), at[None, None, ..., None], axis=0)[0]
+    names = ("estimate", *(f"{name}_{end}" for name in ("blocked", "seedwise", "bound") for end in ("low", "high")))
     return Decisions(
-        estimate,
-        b_low,
-        b_high,
-        s_low,
-        s_high,
+        **dict(zip(names, figures, strict=True)),
         rejected_at=np.where(late, 0, rejected),
         sign=np.where(late, 0, sign),
         equivalent_at=np.where(equivalent > stop[..., None], 0, equivalent),

@@ -52,27 +52,32 @@ def coordinates(
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def model_columns(at: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Term of the surface → its value in each cell of `at`. `ConfigError` if the cells cannot tell the terms apart."""
+    names = [str(name) for name in at]
+    jumps = [name for name in names if name.startswith(JUMP)]
+    numbers = [name for name in names if name not in jumps and at[name].nunique() > 1]
+    columns = {"1": np.ones(len(at))}
+    columns |= {name: at[name].to_numpy(float) for name in numbers}
+    # Squares of what takes three values and more, away from the arm apart.
+    columns |= {f"{n}²": at[n].to_numpy(float) ** 2 for n in numbers if at.loc[_inside(at, jumps), n].nunique() > 2}
+    columns |= {f"{a} × {b}": at[a].to_numpy(float) * at[b].to_numpy(float) for a, b in combinations(numbers, 2)}
+    columns |= {name: at[name].to_numpy(float) for name in jumps if at[name].nunique() > 1}
+    check(
+        np.linalg.matrix_rank(np.column_stack(list(columns.values()))) == len(columns),
+        f"{len(at)} cells cannot tell the {len(columns)} terms of the surface apart; give each factor more levels",
+    )
+    return columns
+
+
 def response_surface(effects: Effects, at: pd.DataFrame) -> Surface:
     """The surface over the complete blocks of `effects`; `at` has each cell's coordinates and jumps.
 
     `ConfigError` if the cells are too few for its terms.
     """
     cells = list(effects.losses.columns)
-    at = at.loc[cells]
-    names = [str(name) for name in at]
-    jumps = [name for name in names if name.startswith(JUMP)]
-    numbers = [name for name in names if name not in jumps and at[name].nunique() > 1]
-    columns = {"1": np.ones(len(cells))}
-    columns |= {name: at[name].to_numpy(float) for name in numbers}
-    # Squares of what takes three values and more, away from the arm apart.
-    columns |= {f"{n}²": at[n].to_numpy(float) ** 2 for n in numbers if at.loc[_inside(at, jumps), n].nunique() > 2}
-    columns |= {f"{a} × {b}": at[a].to_numpy(float) * at[b].to_numpy(float) for a, b in combinations(numbers, 2)}
-    columns |= {name: at[name].to_numpy(float) for name in jumps if at[name].nunique() > 1}
+    columns = model_columns(at.loc[cells])
     model = np.column_stack(list(columns.values()))
-    check(
-        np.linalg.matrix_rank(model) == model.shape[1],
-        f"{len(cells)} cells cannot tell the {model.shape[1]} terms of the surface apart; give each factor more levels",
-    )
     weights_CT = np.linalg.pinv(model).T
     losses = effects.losses.to_numpy(float)
     fitted = fit(losses, weights_CT)

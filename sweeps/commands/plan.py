@@ -1,6 +1,7 @@
 """`plan`: what a sweep would cost and could see, before anything is spent."""
 
 import os
+from dataclasses import replace
 
 import torch
 from rich.console import Console
@@ -8,7 +9,9 @@ from rich.table import Table
 
 from sweeps.analysis import power
 from sweeps.analysis.effects import estimate
+from sweeps.analysis.sequential import looks
 from sweeps.commands.run import timed
+from sweeps.commands.tuning import at_rates
 from sweeps.engine import study
 from sweeps.engine.design import Design, parameters
 from sweeps.engine.machines import wall_seconds
@@ -44,9 +47,16 @@ def plan(options: StudyOptions, console: Console) -> int:
             f"{seconds[trial.cell]:,.0f}",
         )
     console.print(table)
+    if options.until == "decided":
+        sweep = _say_looks(sweep, console)
+    if options.tune_lr and not sweep.results.exists():
+        tried = at_rates(design, options.tune_lr).trials()
+        console.print(
+            f"before that {len(tried)} trials choose the learning rate, {sum(t.flops for t in tried):.3g} FLOPs"
+        )
     _say_time(sweep, seconds, console)
     sigma, source = _sigma(sweep.results, design)
-    console.print(_detectable(design, sigma, design.seeds))
+    console.print(_detectable(design, sigma, sweep.design.seeds))
     console.print(f"(80 % power at the strictest Holm step; σ = {sigma:.3f} nats, {source})")
     if options.smallest_effect is not None:
         for name, norm in _kinds(design).items():
@@ -56,6 +66,16 @@ def plan(options: StudyOptions, console: Console) -> int:
                 f"an effect of {options.smallest_effect:g} nats takes {needed or 'over a million'} blocks{which}"
             )
     return 0
+
+
+def _say_looks(sweep: study.Study, console: Console) -> study.Study:
+    """Prints the looks; the sweep at its cap."""
+    planned, cells = looks(sweep.options.max_seeds), len(sweep.design.cells())
+    console.print(
+        f"looks after {', '.join(map(str, planned))} blocks: {planned[0] * cells} to {planned[-1] * cells} trials; "
+        "below is the last"
+    )
+    return replace(sweep, design=replace(sweep.design, seeds=planned[-1]))
 
 
 def _say_time(sweep: study.Study, seconds: dict[str, float], console: Console) -> None:

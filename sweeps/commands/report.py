@@ -28,6 +28,7 @@ def write_report(options: StudyOptions, console: Console) -> int:
 
 def report(options: StudyOptions, results: Results, console: Console) -> None:
     """Reports on all that stands there: it may have more seeds than were asked for now, and none is hidden."""
+    study.check_declared(options, results)
     design = results.design()
     trials = results.table(design)
     check(len(trials) > 0, f"no trial in {results.folder.uri} has finished; nothing to report")
@@ -41,6 +42,7 @@ def report(options: StudyOptions, results: Results, console: Console) -> None:
     curves = results.curves(trials["trial"])
     info = study.report_info(results, design, options)
     effects = estimated(results, design, info["smallest_effect"])
+    info["earlier"] = results.note_report(len(effects.blocks))
     files = reporting.render(effects, trials, curves, info, *options.section(effects, design))
     for name, content in files.items():
         results.folder.write(f"report/{name}", content)
@@ -71,10 +73,14 @@ def say_where(console: Console, results: Results, runs: int) -> None:
 
 def estimated(results: Results, design: Design, smallest_effect: float | None = None) -> Effects:
     """The effects of all that stands there, by the rule that was declared when the sweep was begun."""
-    header = results.header()
-    effect = smallest_effect if smallest_effect is not None else header.get("smallest_effect")
-    effects = estimate(results.table(design), design.contrasts, smallest_effect=effect)
+    header, trials = results.header(), results.table(design)
     cap = header.get("max_seeds")
+    if cap:  # a block that still runs is no part of a look
+        given_up = {failure["trial"] for failure in results.failures(design)}
+        running = {trial.seed for trial in results.pending(design) if trial.id not in given_up}
+        trials = trials[~trials["seed"].isin(running)]
+    effect = smallest_effect if smallest_effect is not None else header.get("smallest_effect")
+    effects = estimate(trials, design.contrasts, smallest_effect=effect)
     return until_decided(effects, cap) if cap else effects
 
 

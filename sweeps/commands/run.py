@@ -35,8 +35,10 @@ def run(options: StudyOptions, console: Console) -> int:
     design = _this_look(sweep).design
     pending = results.pending(design)
     if results.exists():
-        study.check_declared(sweep)
+        study.check_declared(options, results)
         results.check_code(results.design(), sweep.code, options.allow_mixed)
+    for other in others:
+        other.check_code(other.design(), sweep.code, options.allow_mixed)
     check_room(design, len(pending), study.lanes_here(sweep), results.folder)
     lease.refuse_if_held(results.folder)
     if results.exists() and not pending and _next_look(sweep) is None:
@@ -95,10 +97,6 @@ def _train(
     sweep = _this_look(sweep)
     results.begin(sweep.design, runtime, study.about(sweep, seconds, tuned), environment)
     results.folder.write("tokenizer.json", sweep.data.tokenizer_path.read_bytes())
-    taken = 0
-    for other in others:
-        other.check_code(other.design(), sweep.code, options.allow_mixed)
-        taken += results.take_over(other, sweep.design)
     launch = schedule.Launch(
         runtime=runtime,
         checkpoints=results.checkpoints.uri,
@@ -112,6 +110,7 @@ def _train(
     while True:
         design = sweep.design
         results.extend(design.seeds)
+        taken = sum(results.take_over(other, design) for other in others)
         pending = results.pending(design)
         _say_start(console, sweep, len(pending), taken, lanes)
         observers: list[schedule.Observer] = [
@@ -140,7 +139,7 @@ def _train(
         console.print(
             f"not every effect is settled after {design.seeds} seed blocks: adding blocks up to {following}"
         )
-        sweep, taken = replace(sweep, design=replace(design, seeds=following)), 0
+        sweep = replace(sweep, design=replace(design, seeds=following))
 
 
 def _this_look(sweep: study.Study) -> study.Study:

@@ -31,27 +31,29 @@ def choose(
     asked = replace(
         options, tune_lr=(), until="seeds", smallest_effect=None, seeds=1, extra=(), name=f"{options.sweep_name}-lr"
     )
-    sweep = study.resolve(asked, console, has_gpu)
-    design = at_rates(sweep.design, options.tune_lr)
-    sweep = replace(sweep, design=design)
-    console.print(f"choosing among the learning rates {', '.join(f'{r:g}' for r in options.tune_lr)}:")
+    sweep = study.resolve(asked, console, has_gpu, shape=lambda design: at_rates(design, options.tune_lr))
+    design = sweep.design
+    if sweep.results.exists():
+        sweep.results.check_code(design, sweep.code, options.allow_mixed)
+    console.print(f"choosing among the learning rates {', '.join(map(str, options.tune_lr))}:")
     with lease.held(sweep.results.folder):
         status = train(sweep)
     if status:
         return status, None
     table = sweep.results.table(design)
-    losses: dict[str, dict[str, float]] = {}
+    losses: dict[float, dict[str, float]] = {}
     for cell, lr, loss in zip(table["cell"], table["train.lr"], table["val_loss"], strict=True):
-        losses.setdefault(f"{lr:g}", {})[_without_rate(cell)] = math.inf if math.isnan(loss) else float(loss)
+        losses.setdefault(float(lr), {})[_without_rate(cell)] = math.inf if math.isnan(loss) else float(loss)
     means = {lr: sum(of.values()) / len(of) for lr, of in losses.items()}
     best = min(means, key=lambda lr: means[lr])
     check(math.isfinite(means[best]), "--tune-lr: a cell diverged at every rate that was given; give lower ones")
     listed = ", ".join(f"{lr}: mean {mean:.4f} nats" for lr, mean in means.items())
     console.print(f"learning rate: {listed}; {best} is taken")
     plain = {
-        lr: {cell: loss if math.isfinite(loss) else None for cell, loss in of.items()} for lr, of in losses.items()
+        str(lr): {cell: loss if math.isfinite(loss) else None for cell, loss in of.items()}
+        for lr, of in losses.items()
     }
-    return 0, {"lr": float(best), "seed": SEED, "losses": plain}
+    return 0, {"lr": best, "seed": SEED, "losses": plain}
 
 
 def at_rates(design: Design, rates: tuple[float, ...]) -> Design:

@@ -19,6 +19,7 @@ from lahr.plain import canonical_json, from_dict
 from sweeps.analysis.contrasts import Contrasts, crossed, grid
 from sweeps.engine.factors import Extra, Factor, Level, levels_of, with_fields
 
+_LONGEST = 180
 Equal = Literal["tokens", "flops", "time"]
 
 
@@ -105,6 +106,11 @@ class Design:
         by_config: dict[str, str] = {}
         for cell in self.cells():  # every combination must be a valid configuration, and one of its own
             config = self._configured(cell)
+            check(
+                len(cell.name) <= _LONGEST,
+                f"the cell {cell.name[:60]}… has a name of {len(cell.name)} letters, and {_LONGEST} are what a "
+                "folder's name has room for; give factors and levels shorter names",
+            )
             same = by_config.setdefault(config.fingerprint(self.content_hash), cell.name)
             check(
                 same == cell.name,

@@ -8,10 +8,11 @@ from typing import Any
 from lahr.config import TrialConfig
 from lahr.errors import check
 from lahr.model_config import ModelConfig
-from lahr.plain import changed, read_field
+from lahr.plain import changed, check_plain, read_field
 from sweeps.analysis.contrasts import Levels
 
 Level = float | int | str | bool | None
+_RESERVED = ("base", "trial", "cell", "seed", "status", "val_loss", "synergy")
 _SHARED = ("data.", "model.vocab_size", "model.max_seq_len", "seed")
 """Fields that decide which data a cell reads, and in which order: cells that differ there would not be paired."""
 
@@ -35,8 +36,12 @@ class Factor:
 
     def __post_init__(self) -> None:
         check(
-            re.fullmatch(r"[a-z][a-z0-9_]*", self.name) is not None and self.name != "base",
-            f"a factor is named {self.name!r}; use small letters, digits and '_', a letter first, and not 'base'",
+            re.fullmatch(r"[a-z][a-z0-9_]*", self.name) is not None and self.name not in _RESERVED,
+            f"a factor is named {self.name!r}; use small letters, digits and '_', a letter first, and none of "
+            f"{', '.join(_RESERVED)}",
+        )
+        check_plain(
+            f"the levels of factor {self.name}", {f"level_{i}": level for i, level in enumerate(self.levels)}
         )
         check(
             not self.field.startswith(_SHARED),
@@ -52,6 +57,11 @@ class Factor:
             len(self.names) in (0, len(self.levels)),
             f"factor {self.name} has {len(self.levels)} levels and {len(self.names)} names for them; give each one",
         )
+        for name in self.names:
+            check(
+                re.fullmatch(r"[A-Za-z0-9._-]+", name) is not None,
+                f"factor {self.name} calls a level {name!r}; use letters, digits and '._-'",
+            )
         same = [(a, b) for i, a in enumerate(self.levels) for b in self.levels[:i] if a == b and not _differ(a, b)]
         check(
             not same,
@@ -135,7 +145,8 @@ def said(level: Level) -> str:
     """A level in a cell's name: numbers short, of a function's place its own name, no letter that a path lacks."""
     if isinstance(level, bool) or level is None:
         return str(level).lower()
-    text = level.rpartition(":")[2] if isinstance(level, str) else f"{level:g}"
+    text = str(level) if not isinstance(level, float) else f"{level:g}".replace("e+0", "e").replace("e+", "e")
+    text = text.rpartition(":")[2]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text) or "empty"
 
 

@@ -142,6 +142,10 @@ class StudyOptions:
             not self.tune_lr or all(factor.field != "train.lr" for factor in self.factors()),
             "--tune-lr is given, and the learning rate is a factor of this study; leave it out",
         )
+        check(
+            not self.tune_lr or (given.train.lr == usual.train.lr and all(f.name != "lr" for f in self.factors())),
+            f"--train.lr is {given.train.lr} beside --tune-lr, which chooses it, or a factor is named lr; drop one",
+        )
         self.design(self.config(), "")
 
     def _check_execution(self) -> None:

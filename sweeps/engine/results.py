@@ -32,6 +32,8 @@ from sweeps.engine.design import Design, Trial, differences
 
 _AT_ONCE = 16
 """Trials read at once."""
+_NUMBERS = ("val_loss", "tokens", "steps", "flops", "seconds", "tokens_per_second", "parameters", "bits_per_byte")
+_CURVE = ("step", "tokens", "flops", "seconds")
 FIRST_COLUMNS = ("trial", "cell", "seed", "status", "val_loss")
 
 
@@ -126,6 +128,15 @@ class Results:
             header["design"]["seeds"] = seeds
             self.folder.write_json("design.json", header)
 
+    def note_report(self, blocks: int) -> list[int]:
+        """Notes in `design.json` that so many blocks were reported on; the smaller numbers that were before."""
+        header = self.header()
+        reported = header.setdefault("reported", [])
+        if blocks not in reported:
+            reported.append(blocks)
+            self.folder.write_json("design.json", header)
+        return sorted(n for n in reported if n < blocks)
+
     def check_same(self, design: Design) -> None:
         """`ConfigError` if another design stands here; seeds are no part of what is compared."""
         found = differences(design, self.design())
@@ -183,7 +194,8 @@ class Results:
     def codes(self, design: Design) -> dict[str, int]:
         """Version of the code → how many of the design's results it has made."""
         table = self.table(design)
-        return dict(Counter(map(str, table["code"].fillna("unknown")))) if "code" in table else {}
+        made = table["code"].fillna("unknown") if "code" in table else ["unknown"] * len(table)
+        return dict(Counter(map(str, made)))
 
     def take_over(self, other: "Results", design: Design) -> int:
         """Copies finished trials of the same configuration and seed from another sweep; how many.
@@ -249,8 +261,9 @@ class Results:
 
     def _curve(self, trial: str) -> pd.DataFrame:
         curve = pd.read_parquet(io.BytesIO(self.folder.read(f"trials/{trial}/metrics.parquet")))
-        if not len(curve) or "step" not in curve:
-            raise ValueError("its metrics.parquet holds no curve")
+        lacking = [name for name in _CURVE if name not in curve or not pd.api.types.is_numeric_dtype(curve[name])]
+        if not len(curve) or lacking:
+            raise ValueError(f"its metrics.parquet holds no curve (no numbers as {', '.join(lacking) or 'rows'})")
         return curve
 
     def forget(self, trial: str) -> None:
@@ -287,10 +300,17 @@ def _side_by_side(read: Callable[[str], Value], trials: Iterable[str]) -> dict[s
 
 def _checked(trial: str, result: Any) -> dict[str, Any]:
     """What was read from a `result.json`; `ValueError` if it is not that of this trial."""
-    loss = result.get("val_loss", "missing") if isinstance(result, dict) else "missing"
-    known = loss is None or (isinstance(loss, int | float) and not isinstance(loss, bool))
-    if not known or result.get("trial") != trial or result.get("status") not in ("finished", "diverged"):
+    if not isinstance(result, dict) or result.get("trial") != trial:
         raise ValueError("its result.json is not that of this trial")
+    if not trial.startswith(f"{result.get('cell')}-s{result.get('seed')}-"):
+        raise ValueError(f"its result.json says cell {result.get('cell')!r} and seed {result.get('seed')!r}")
+    if result.get("status") not in ("finished", "diverged"):
+        raise ValueError(f"its result.json has the status {result.get('status')!r}")
+    for name in _NUMBERS:
+        if name in result and not (result[name] is None or _is_number(result[name])):
+            raise ValueError(f"its result.json has {result[name]!r} as {name}")
+    if "val_loss" not in result:
+        raise ValueError("its result.json has no val_loss")
     return result
 
 

@@ -24,6 +24,7 @@ from lahr.config import Precision
 from lahr.data import TokenData, anchored, prepare
 from lahr.errors import check
 from lahr.machine import processor
+from lahr.presets import preset
 from lahr.training import compilation
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
 from lahr.training.timing import seconds_per_step, seconds_per_trial
@@ -66,12 +67,16 @@ class Study:
 
 
 def resolve(
-    options: StudyOptions, console: Console, has_gpu: bool | None, tuned: Mapping[str, Any] | None = None
+    options: StudyOptions,
+    console: Console,
+    has_gpu: bool | None,
+    tuned: Mapping[str, Any] | None = None,
+    shape: Callable[[Design], Design] = lambda design: design,
 ) -> Study:
     """Prepares the data and settles device, precision, batch split and budget, or takes those of `design.json`.
 
     `has_gpu` is None where it is not known yet; whether trials are compiled, and equal time, are not settled then.
-    `tuned` is what was found of the learning rate.
+    `tuned` is what was found of the learning rate; `shape` makes the design that is run of the one that is asked for.
     Raises `ConfigError` for data that cannot be had and for another design under the same name.
     """
     results = Results.at(options.results, options.sweep_name)
@@ -82,6 +87,10 @@ def resolve(
     if results.exists():
         tuned = results.header().get("tuned")
     if tuned is not None:
+        check(
+            options.train.lr in (preset(options.preset).train.lr, tuned["lr"]),
+            f"--train.lr is {options.train.lr}, and this sweep's was chosen by --tune-lr: {tuned['lr']}; leave it out",
+        )
         config = replace(config, train=replace(config.train, lr=tuned["lr"]))
     if results.exists():
         runtime, precision = results.runtime(), results.design().config.precision
@@ -125,24 +134,42 @@ def resolve(
     design = options.design(replace(config, precision=precision), data.content_hash)
     if design.equal == "time":
         if results.exists():
-            design = replace(design, steps=results.design().steps)
+            stored = results.design().steps
+            design = replace(design, steps={cell.name: stored.get(cell.name, 1) for cell in design.cells()})
         elif has_gpu is not None:
             design = at_equal_time(design, _exclusive_seconds(design, runtime, console))
+    design = shape(design)
     if results.exists():
         results.check_same(design)
     return Study(options, design, data, results, runtime)
 
 
-def check_declared(study: Study) -> None:
-    """`ConfigError` if a sweep that exists is to go on by another rule of stopping than it was begun with: looks that
-    were not planned spend an error that nobody has counted."""
-    options, header = study.options, study.results.header()
+def check_declared(options: StudyOptions, results: Results) -> None:
+    """`ConfigError` if a sweep that exists is to go on, or be reported, by something else than was declared when it was
+    begun: looks that were not planned, say, spend an error that nobody has counted."""
+    header, place = results.header(), results.folder.uri
+    primary, tuned = header.get("primary"), header.get("tuned")
+    check(
+        options.primary in (None, primary),
+        f"--primary is {options.primary}, and {place} was begun with {primary} as its primary comparison; leave it out",
+    )
+    rates = None if tuned is None else sorted(map(float, tuned["losses"]))
+    check(
+        not options.tune_lr or sorted(options.tune_lr) == rates,
+        f"--tune-lr is {' '.join(map(str, options.tune_lr))}, and {place} was begun with "
+        + ("a given rate" if rates is None else f"--tune-lr {' '.join(map(str, rates))}")
+        + "; leave it out, or give --name another name",
+    )
     cap, effect = header.get("max_seeds"), header.get("smallest_effect")
     begun = f"--until decided --max-seeds {cap} --smallest-effect {effect:g}" if cap else "a fixed number of seeds"
     asked = options.max_seeds if options.until == "decided" else None
+    if options.command == "report":
+        other = cap is not None and options.smallest_effect not in (None, effect)
+    else:
+        other = cap != asked or (cap is not None and effect != options.smallest_effect)
     check(
-        cap == asked and (cap is None or effect == options.smallest_effect),
-        f"{study.results.folder.uri} was begun with {begun}, and how a sweep is stopped is decided before it begins; "
+        not other,
+        f"{place} was begun with {begun}, and how a sweep is stopped is decided before it begins; "
         + (f"give {begun}" if cap else "leave --until out")
         + ", or --name another name",
     )
@@ -275,12 +302,15 @@ def report_info(results: Results, design: Design, options: StudyOptions) -> dict
         "preset": header["preset"],
         "planned": len(trials),
         "seeds": design.seeds,
+        "first_seed": design.first_seed,
         "failed": failures,
         "damaged": results.damaged(),
         "missing": [trial.id for trial in trials if trial.id not in finished and trial.id not in failed],
         "codes": codes if len(codes) > 1 else {},
         "horizon": design.config.steps * design.config.tokens_per_step,
-        "varied": any(factor.field in ("train.tokens", "train.batch_size") for factor in design.factors),
+        "varied": any(
+            f.field in ("train.tokens", "train.batch_size") or f.field.startswith("keys.") for f in design.factors
+        ),
         "flops": trials[0].flops,
         "equal_at": design.equal,
         "primary": header.get("primary", design.equal),
@@ -294,7 +324,7 @@ def report_info(results: Results, design: Design, options: StudyOptions) -> dict
             "precision": design.config.precision,
             **header["runtime"],
         },
-        "rerun": header["starts"][-1].get("command", ""),
+        "rerun": (header["starts"] or [{}])[-1].get("command", ""),
     }
 
 

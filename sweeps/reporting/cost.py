@@ -37,7 +37,7 @@ def cost(trials: pd.DataFrame, effects: Effects) -> str:
                 f"{flops['ratio']:.3f}" if flops else "1",
                 f"{part['tokens_per_second'].median():,.0f}",
                 f"{speed['ratio']:.2f} ({_ratio_interval(speed)})" if speed else "1",
-                f"{part['val_loss'].mean():.4f}",
+                f"{means['val_loss'].get(cell, math.nan):.4f}",
                 ", ".join(name for name, front in fronts.items() if cell in front) or "–",
             )
         )
@@ -49,7 +49,7 @@ def cost(trials: pd.DataFrame, effects: Effects) -> str:
         "FLOPs / base",
         "tokens/s",
         "tokens/s / base (95 %)",
-        "mean loss",
+        "mean loss, complete blocks",
         "on the front of",
     )
     return (

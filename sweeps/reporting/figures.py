@@ -174,7 +174,7 @@ def draw_effects(axes: Axes, effects: Effects) -> None:
         axes.plot(row["estimate"], place, "o", color="white", markeredgecolor="black", markersize=6, zorder=5)
         for value in effects.contrasts[row["term"]]:
             axes.vlines(value, place + 0.17, place + 0.36, color=GREY, linewidth=1.2, zorder=2)
-    kind = ", repeated" if effects.max_seeds else ""
+    kind = ", repeated" if effects.looked else ""
     handles += [
         Line2D([], [], color=THICK, linewidth=7, alpha=0.55, label=f"95 % blocked{kind}"),
         Line2D([], [], color=THIN, linewidth=1.4, label=f"95 % seed-wise{kind}"),
@@ -194,17 +194,15 @@ def draw_effects(axes: Axes, effects: Effects) -> None:
 def draw_interaction(axes: Axes, effects: Effects, pair: tuple[Levels, Levels]) -> None:
     """Mean loss at each level of the first factor, one line a level of the second; dashed, the sum of both."""
     first, second = pair
-    labels = effects.design.labels
     value, half = {}, {}
-    freedom = (len(labels) - 1) * (len(effects.blocks) - 1)
+    blocks, means = len(effects.blocks), effects.losses.mean().to_numpy(float)
+    freedom = (len(means) - 1) * (blocks - 1)
     for a in first.labels:
         for b in second.labels:
-            held = [cell for cell, of in labels.items() if of[first.name] == a and of[second.name] == b]
-            value[a, b] = float(effects.losses[held].mean().mean()) if held else math.nan
-            trials = len(held) * len(effects.blocks)
-            half[a, b] = (
-                stats.t.isf(0.025, freedom) * effects.sigma / math.sqrt(trials) if freedom > 0 else math.nan
-            )
+            weights = effects.design.mean_at({first.name: a, second.name: b})
+            value[a, b] = float(weights @ means) if weights.any() else math.nan
+            error = effects.sigma * float(np.linalg.norm(weights)) / math.sqrt(max(blocks, 1))
+            half[a, b] = stats.t.isf(0.025, freedom) * error if freedom > 0 and weights.any() else math.nan
     places = np.arange(len(first.labels))
     for line, b in enumerate(second.labels):
         shift = 0.06 * (line - (len(second.labels) - 1) / 2)

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from sweeps.analysis.comparisons import divergences, extra_family, second_family, without_extras
-from sweeps.analysis.effects import Effects
+from sweeps.analysis.effects import Effects, believed
 from sweeps.reporting import figures, page
 from sweeps.reporting.cost import cost
 from sweeps.reporting.literal import code, literal, markdown_table
@@ -32,6 +32,7 @@ def render(
     `effects` are those of `trials`, the sweep's table; `curves` its progress records by trial id; `info` is what
     `study.report_info` says; `section` with its `pictures` (file name → PNG) is what the study itself has to add.
     """
+    trials, _ = believed(trials)  # what is set aside, `effects` names
     options, every, trials = extra_family(trials), trials, without_extras(trials)
     design = effects.design
     second, lost = second_family(trials, design), divergences(every, design)
@@ -51,8 +52,8 @@ def render(
         "## Along the way\n\n![Each effect at every evaluation](along.png)\n\n"
         "The same effects at every evaluation, cells compared at equal shares of their training. The bands are 95 %, "
         "seed-wise and pointwise: each holds for one point by itself, and the verdict is that of the end.",
-        _second(second, effects),
-        _options(options),
+        _second(second, effects, lost),
+        _options(options, lost, bool(effects.max_seeds)),
         cost(trials, effects),
         _rates(info["tuned"]),
         sanity(effects, every, lost, info),
@@ -85,15 +86,36 @@ def _effects(effects: Effects) -> str:
     return (
         "## Effects\n\n"
         + markdown_table(head, rows)
-        + "\n\nA factor's effect is the mean of its level minus that of its first (ON minus OFF) over all cells; below "
-        "0 is a lower validation loss. An interaction is half the difference of differences. "
+        + f"\n\n{_meaning(effects)}"
         + (
             "p is the larger of the blocked and the seed-wise one, adjusted over all rows by Holm."
             if effects.max_seeds is None
-            else "Levels of both tests, adjusted over all rows by Holm at every look, spend 0.05 in all over the looks "
-            "(O'Brien–Fleming); intervals are repeated confidence intervals."
+            else "Tests for an effect spend 0.05 over all looks (O'Brien–Fleming), adjusted over all rows by Holm at "
+            "each; tests that it is smaller than the smallest effect of interest spend 0.05 an effect."
         )
     )
+
+
+def _meaning(effects: Effects) -> str:
+    """What an effect is, in this design."""
+    design = effects.design
+    text = (
+        "A factor's effect is the mean of its level minus that of its first (ON minus OFF) over all cells; below 0 "
+    )
+    text += "is a lower validation loss. "
+    if nested := [f.name for f in design.factors if f.within]:
+        text += f"{', '.join(nested)}: nested, estimated where what it is nested in is not at its first level. "
+    if len(design.factors) > 1 and design.order != 1:
+        text += "An interaction of two is half the difference of differences, of three a quarter, and so on. "
+    if design.order is not None and design.order < len(design.factors):
+        text += f"Interactions of more than {design.order} are taken to be none"
+        text += (
+            f"; without the cells {', '.join(map(literal, design.left_out))} the effects are least-squares estimates "
+            "that rest on it. "
+            if design.left_out
+            else ". "
+        )
+    return text
 
 
 def _detection(effects: Effects) -> str:
@@ -102,7 +124,8 @@ def _detection(effects: Effects) -> str:
         return head + "Nothing can be said: it takes two complete seed blocks to see the noise."
     least, most = effects.table["detectable"].min(), effects.smallest_detectable
     size = f"{most:.3g}" if most < 1.01 * least else f"{least:.3g} to {most:.3g} (by how many trials it rests on)"
-    text = (
+    text = "Taken as one look: " if effects.looked else ""
+    text += (
         f"One trial scatters by σ = {effects.sigma:.4f} nats within its block. With {len(effects.blocks)} complete "
         f"blocks an effect of {size} nats is found with 80 % probability (at the strictest step of Holm); a smaller "
         "one may well have been missed, which is no evidence that there is none."
@@ -112,7 +135,7 @@ def _detection(effects: Effects) -> str:
     return head + text
 
 
-def _second(second: pd.DataFrame, effects: Effects) -> str:
+def _second(second: pd.DataFrame, effects: Effects, lost: pd.DataFrame) -> str:
     if second.empty:
         return ""
     rows = [
@@ -135,13 +158,23 @@ def _second(second: pd.DataFrame, effects: Effects) -> str:
             + " Synergy is full − base − the sum of each factor's own difference."
             * ("synergy" in set(second["term"]))
             + " All blocks that are there enter, and no look is paid for." * bool(effects.max_seeds)
-            + " A trial diverged, so what remains is a selected sample and claims nothing." * effects.withheld
+            + (
+                " A trial diverged, so what remains is a selected sample and claims nothing."
+                if effects.withheld
+                else _selected(second, lost)
+            )
             + " So few blocks are exploratory and claim nothing." * effects.exploratory
         )
     )
 
 
-def _options(extra: pd.DataFrame) -> str:
+def _selected(rows: pd.DataFrame, lost: pd.DataFrame) -> str:
+    """That what is left of cells that diverged is a selected sample."""
+    gone = lost.loc[(lost["diverged"] > 0) & lost["cell"].isin(rows[rows.columns[0]]), "cell"]
+    return f" {', '.join(gone)} diverged at some seeds: what remains is a selected sample." if len(gone) else ""
+
+
+def _options(extra: pd.DataFrame, lost: pd.DataFrame, looked: bool) -> str:
     """The extra cells, each beside those that it is to be compared with; nothing where there are none."""
     if extra.empty:
         return ""
@@ -175,6 +208,8 @@ def _options(extra: pd.DataFrame) -> str:
         + markdown_table(head, rows)
         + "\n\nControls and options, each minus the cell that it stands beside, paired by seed; one t over the seeds' "
         "differences, adjusted over these rows by Holm. They enter no effect above."
+        + _selected(extra, lost)
+        + " No look is paid for." * looked
     )
 
 

@@ -33,7 +33,7 @@ def sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Map
         uneven = [str(seed) for seed, count in hashes.items() if count > 1]
         lines.append(
             f"Data order: **differs between cells in seed block {', '.join(uneven)}; they are not paired**"
-            if uneven and info["equal_at"] == "tokens"
+            if uneven and info["equal_at"] == "tokens" and not info["varied"]
             else "Data order: the same in every cell of each seed block"
             if not uneven
             else "Data order: cells read prefixes of different length"
@@ -57,7 +57,11 @@ def sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Map
         ("Rows set aside", [literal(said) for said in effects.doubtful]),
         (
             "Seed blocks left out of the estimates",
-            [str(seed) for seed in range(info["seeds"]) if seed not in effects.blocks],
+            [
+                str(info["first_seed"] + n)
+                for n in range(info["seeds"])
+                if info["first_seed"] + n not in effects.blocks
+            ],
         ),
     ):
         lines.append(f"{name}: {'; '.join(entries) or 'none'}")

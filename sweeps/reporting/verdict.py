@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis import power
-from sweeps.analysis.effects import Effects
+from sweeps.analysis.effects import EXPLORATORY_BLOCKS, Effects
+from sweeps.analysis.sequential import FIRST_LOOK
 
 
 def horizon(info: Mapping[str, Any]) -> str:
@@ -48,10 +49,22 @@ def sentences(effects: Effects, info: Mapping[str, Any]) -> list[str]:
             + ", ".join(f"{count} by {code}" for code, count in info["codes"].items())
             + "."
         )
-    if effects.max_seeds and effects.blocks:
+    if looks := [n for n in info.get("earlier", ()) if n > EXPLORATORY_BLOCKS and effects.max_seeds is None]:
         said.append(
-            f"Blocks were added until every effect was settled, up to {effects.max_seeds}: intervals are repeated "
-            "ones, valid at every look, and an estimate that ended the search is on average a little too large."
+            f"Blocks were added after {', '.join(map(str, looks))} had been reported on: p and intervals are those of "
+            "one look, and not corrected for the earlier ones (--until decided plans looks)."
+        )
+    if effects.looked:
+        how = (
+            f"Blocks were added until every effect was settled, {effects.looked} of at most {effects.max_seeds}"
+            if effects.settled
+            else f"All {effects.max_seeds} blocks that were allowed did not settle every effect"
+            if effects.looked == effects.max_seeds
+            else f"Blocks are added until all is settled, {effects.looked} of at most {effects.max_seeds} so far"
+        )
+        said.append(
+            f"{how}. Intervals are repeated ones, valid at every look; an estimate that ended the search is on average "
+            "a little too large."
         )
     if effects.blocks:
         said += [_sentence(effects, row, where) for row in rows]
@@ -158,6 +171,8 @@ def _headline(effects: Effects, where: str) -> str:
         )
     if not blocks:
         return f"No verdict {where}: no seed block is complete yet; run again to finish one."
+    if effects.exploratory and effects.max_seeds and blocks > EXPLORATORY_BLOCKS:
+        return f"No look has been taken yet {where}: the first is planned after {FIRST_LOOK} complete seed blocks."
     if effects.exploratory:
         detectable = f" (they would detect {effects.smallest_detectable:.3g} nats)" if blocks > 1 else ""
         return (
@@ -181,8 +196,10 @@ def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
     text = f"{term}{joint}{verdict}, {signed(row['estimate'])} nats {where}"
     if not math.isnan(row["p"]):
         found = f"Holm p {p_value(row['p_adjusted'])}" if effects.max_seeds is None else _settled(row)
+        if verdict.endswith(f"{effects.smallest_effect:g}" if effects.smallest_effect else "\n"):
+            found += f"; 90 % within {interval(row['bound_low'], row['bound_high'])}"
         text += (
-            f" (95 %{', repeated' if effects.max_seeds else ''}: "
+            f" (95 %{', repeated' if effects.looked else ''}: "
             f"{interval(row['seedwise_low'], row['seedwise_high'])} seed-wise, "
             f"{interval(row['blocked_low'], row['blocked_high'])} blocked; {found})"
         )
@@ -201,7 +218,7 @@ def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
     if verdict == "undecided":
         if effects.smallest_effect is None:
             text += f" With 90 % confidence it lies within {interval(row['bound_low'], row['bound_high'])}."
-        else:
+        elif effects.max_seeds is None:
             norm = float(effects.design.norms_T[effects.design.terms.index(term)])
             needed = power.blocks_needed(effects.smallest_effect, effects.sigma, norm, len(effects.table))
             blocks = f"{needed:,}" if needed else "more than a million"

@@ -105,6 +105,7 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
         "preset": "quick",
         "planned": len(trials),
         "seeds": int(trials["seed"].nunique()),
+        "first_seed": 0,
         "failed": [],
         "missing": [],
         "damaged": [],

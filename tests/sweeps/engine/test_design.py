@@ -224,7 +224,7 @@ def test_factors_that_make_no_design_are_refused(make_design, factors, said):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (("seed", "seed", (0, 1)), "decides the data that all cells read"),
+        (("s", "seed", (0, 1)), "decides the data that all cells read"),
         (("v", "model.vocab_size", (300, 400)), "decides the data that all cells read"),
         (("Mod", "train.lr", (1.0, 2.0)), "a factor is named 'Mod'"),
         (("a+b", "train.lr", (1.0, 2.0)), "a factor is named 'a.b'"),

@@ -9,12 +9,16 @@ from typing import ClassVar
 
 import pandas as pd
 import pytest
+from rich.console import Console
 
 from lahr.errors import ConfigError
+from lahr.options import parse
 from sweeps import ablation, calibrate, capacity
-from sweeps.commands import execute
+from sweeps.commands import execute, tuning
 from sweeps.engine.factors import Factor
 from sweeps.engine.options import StudyOptions
+from sweeps.engine.study import Study, about
+from sweeps.factorial import Options as Factorial
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -123,9 +127,7 @@ def test_equal_time_is_timed_before_anything_starts(place, monkeypatch, capsys):
 
 
 def execute_of(argv: list[str]) -> int:
-    from sweeps.factorial import Options
-
-    return execute(Options, argv, "python sweeps/factorial.py")
+    return execute(Factorial, argv, "python sweeps/factorial.py")
 
 
 def test_a_plan_of_each_study(place, monkeypatch, capsys):
@@ -166,6 +168,23 @@ def test_calibration_needs_blocks(place):
         calibrate.main([*place, "--blocks", "1"])
     with pytest.raises(ConfigError, match="leave --seeds, --until and --tune-lr out"):
         calibrate.main([*place, "--seeds", "9"])
+
+
+def test_rates_that_were_interrupted_go_on(place, monkeypatch, capsys):
+    """Seen to fail: the same command found another design there, and could never be carried on with."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    options = parse(Factorial, [*place, "--slots", "64", "--tune-lr", "1e-3", "5e-3"], Factorial.of, "x")
+    began = []
+
+    def interrupted(sweep: Study) -> int:
+        if not sweep.results.exists():
+            sweep.results.begin(sweep.design, sweep.runtime, about(sweep, {}, None), {})
+        began.append(sweep.design.trials())
+        return 130
+
+    for _ in range(2):
+        assert tuning.choose(options, False, Console(), interrupted) == (130, None)
+    assert began[0] == began[1] and len(began[0]) == 16 and {t.seed for t in began[0]} == {tuning.SEED}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A design is a value: cells, names, fingerprints and what belongs to its identity."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -229,6 +230,11 @@ def test_factors_that_make_no_design_are_refused(make_design, factors, said):
         (("Mod", "train.lr", (1.0, 2.0)), "a factor is named 'Mod'"),
         (("a+b", "train.lr", (1.0, 2.0)), "a factor is named 'a.b'"),
         (("lr", "train.lr", (1.0, 1)), "has equal levels: 1.0, 1; give each once"),
+        (("synergy", "train.lr", (1.0, 2.0)), "none of base, trial, cell, seed, status, val_loss, synergy"),
+        (("lr", "train.lr", (1.0, float("nan"))), "must be a finite number, text, true, false or none"),
+        (("lr", "train.lr", (1.0, [2.0])), "must be a finite number, text, true, false or none"),
+        (("lr", "train.lr", (1.0, 2.0), "", False, ("a", "../b")), "calls a level '../b'; use letters"),
+        (("lr", "train.lr", (1.0, 2.0), "", False, ("a",)), "2 levels and 1 names for them"),
         (("f", "model.build", ("", "a.b:f", "c.d:f")), "levels of factor f would have one name"),
     ],
 )
@@ -242,6 +248,26 @@ def test_levels_are_named_shortly():
     assert Factor("n", "x", (True, False)).labels == ("", "n=false")
     assert Factor("n", "x", (1, True, None)).labels == ("", "n=true", "n=none")
     assert Factor("n", "x", (1.0, 0.125), switch=True).labels == ("", "n")
+    # Seen to fail: a million was called 1e-06.
+    assert Factor("n", "x", (1, 2_048_000, 1e6, 2.5e-7)).labels == ("", "n=2048000", "n=1e6", "n=2.5e-07")
+    assert Factor("n", "x", (1, 2), names=("one", "two")).labels == ("", "n=two")
+
+
+def test_a_cell_whose_name_no_folder_can_have_is_refused(make_design):
+    long = tuple(
+        Factor(f"a{'x' * 60}{i}", f"train.{f}", (0.1, 0.2)) for i, f in enumerate(("lr", "warmup", "beta1"))
+    )
+    with pytest.raises(ConfigError, match="give factors and levels shorter names"):
+        make_design(factors=long)
+
+
+def test_many_factors_make_a_design_at_once(make_design):
+    """Seen to fail: five seconds for eight factors, and again each time the design was made."""
+    fields = ("lr", "warmup", "final_lr", "weight_decay", "beta1", "beta2", "clip_norm", "decay")
+    factors = tuple(Factor(f, f"train.{f}", (0.1, 0.2)) for f in fields)
+    began = time.monotonic()
+    assert len(make_design(factors=factors, order=2).contrasts.terms) == 8 + 28
+    assert time.monotonic() - began < 20
 
 
 def test_at_equal_flops_every_cell_spends_what_base_spends(make_design):

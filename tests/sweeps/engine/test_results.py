@@ -274,3 +274,25 @@ def test_a_full_disk_ends_in_a_clear_error_and_the_same_calls_go_through_once_th
     record(results, design, second)
     assert len(Results(results.folder).table(design)) == 2
     assert not list(small_disk.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"cell": "mod"}, {"tokens_per_second": "fast"}, {"status": "done"}]
+)
+def test_a_result_that_is_of_another_trial_or_of_no_numbers_counts_as_not_finished(
+    results, make_design, change, caplog
+):
+    """Seen to fail: the file's own cell and seed stood in the table, and the report ended in a traceback."""
+    design = make_design()
+    trial = design.trials()[0]
+    record(results, design, trial)
+    name = f"trials/{trial.id}/result.json"
+    results.folder.write_json(name, {**results.folder.read_json(name), **change})
+    again = Results(results.folder)
+    assert trial in again.pending(design) and again.damaged() == [trial.id]
+    assert "counts as not finished, since it is damaged" in caplog.text
+
+
+def test_reports_are_counted_so_that_a_later_one_can_say_what_was_looked_at(results):
+    assert results.note_report(5) == [] and results.note_report(5) == []
+    assert results.note_report(8) == [5]

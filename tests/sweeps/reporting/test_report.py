@@ -10,7 +10,7 @@ from markdown_it import MarkdownIt
 
 from sweeps.analysis import effects as analysis
 from sweeps.analysis.comparisons import without_extras
-from sweeps.analysis.contrasts import switches
+from sweeps.analysis.contrasts import Levels, crossed, switches
 from sweeps.reporting import figures, report
 from sweeps.reporting.verdict import sentences
 
@@ -232,3 +232,36 @@ def test_the_exits_of_cells_whose_tokens_may_leave_are_a_histogram_in_words(made
     text = render(trials, made.curves(trials), made.info(trials))["report.md"].decode()
     assert "Passes after which tokens of latent left: 1: 25.0 %, 2: 75.0 %; 1.75 on average" in text
     assert text.count("Passes after which") == 1
+
+
+def test_rows_that_stand_twice_are_named_and_the_report_is_made_of_the_others(made, no_figures):
+    """Seen to fail: a traceback, from the ratios, with equal rows too."""
+    trials = made.trials(5)
+    twice = pd.concat([trials, trials.iloc[[3]], trials.iloc[[12]].assign(val_loss=1.0)])
+    files = render(twice, {}, made.info(trials))
+    assert "- Rows set aside:" in text(files) and "stands 2 times in the table" in text(files)
+    verdict = json.loads(files["verdict.json"])
+    assert len(verdict["set_aside"]) == 1 and verdict["complete_blocks"] == [0, 2, 3, 4]
+
+
+def test_blocks_that_were_added_after_a_report_are_said(made):
+    trials = made.trials(8)
+    said = " ".join(sentences(estimate(trials), made.info(trials, earlier=[2, 5])))
+    assert "Blocks were added after 5 had been reported on" in said and "not corrected" in said
+
+
+def test_what_an_effect_is_is_said_of_nested_factors_and_fractions(made, no_figures):
+    """Seen to fail: "over all cells", of a nested factor, and of a fraction nothing about what it takes for granted."""
+    trials = made.trials(4)
+    design = crossed([Levels(n, ("", n)) for n in ("mod", "latent", "memory")], order=1, without=["mod+latent"])
+    effects = analysis.estimate(trials[trials["cell"] != "mod+latent"], design)
+    shown = report.render(effects, trials, {}, made.info(trials))["report.md"].decode()
+    assert "Interactions of more than 1 are taken to be none; without the cells mod+latent" in shown
+
+
+def test_a_control_that_diverged_is_a_selected_sample(made, no_figures):
+    trials = made.trials(5).assign(extra_of=None)
+    extra = trials[trials["cell"] == "mod"].assign(cell="mod@frozen", extra_of="mod")
+    extra.loc[extra["seed"] == 1, ["status", "val_loss"]] = "diverged", np.nan
+    shown = text(render(pd.concat([trials, extra], ignore_index=True), {}, made.info(trials)))
+    assert "mod@frozen diverged at some seeds: what remains is a selected sample" in shown

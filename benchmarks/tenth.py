@@ -26,7 +26,7 @@ from scipy import stats
 from variances import drawn_blocks
 
 from sweeps.analysis import effects
-from sweeps.analysis.effects import holm, paired_p
+from sweeps.analysis.effects import EXPLORATORY_BLOCKS, holm, paired_p
 from sweeps.analysis.sequential import ALPHA, MAX_SEEDS, decide, looks
 
 BEGIN, END = "<!-- tenth: python benchmarks/tenth.py --write -->", "<!-- end of tenth -->"
@@ -39,7 +39,9 @@ BESIDE_S, ROUND_S = 0.66, 21.0
 (docs/benchmarks.md)."""
 LAUNCH_S = 15.0
 """Processor time of a launch by Ray, of which the rival has one a trial (docs/notebook.md)."""
-MOST = 60
+SMALLER = {0.02: 24, 0.01: 72}
+"""Smaller effects of interest, nats, and the cap on blocks that they are given."""
+MOST = 1000
 """Seeds a cell that are tried for a design of a fixed size."""
 
 
@@ -129,83 +131,112 @@ def rule(losses_SC: np.ndarray, x: float = X) -> Verdict:
     return Verdict(holm(np.maximum(fit["p_blocked"], fit["p_seedwise"])) < ALPHA, inside[0] & inside[1])
 
 
-class Fixed(NamedTuple):
-    """The smallest design of a fixed size that settles everything often enough."""
+class Size(NamedTuple):
+    """How far one way has to go, in simulated sweeps."""
 
-    seeds: int
-    settled: Share
-    found: np.ndarray
-    """(sweeps, T)."""
-    below: float
-    """How often one seed fewer settles everything."""
-
-
-def smallest(draw: Callable[[int], np.ndarray], test: Callable[[np.ndarray], Verdict], target: float) -> Fixed:
-    """The fewest seeds with which everything is settled with probability `target`."""
-    below = 0.0
-    for seeds in range(2, MOST + 1):
-        verdict = test(draw(seeds))
-        settled = Share.of(verdict.settled)
-        if settled.value >= target:
-            return Fixed(seeds, settled, verdict.found, below)
-        below = settled.value
-    raise ValueError(f"{MOST} seeds a cell settle everything in {below:.3f} of sweeps, and not in {target:.3f}")
-
-
-class Comparison(NamedTuple):
-    """Both ways to settle seven effects, on one truth."""
-
-    ours: np.ndarray
-    """Blocks at which each simulated sweep stopped, (sweeps,)."""
+    seeds: np.ndarray
+    """Blocks, or seeds a cell, (sweeps,)."""
     looks: np.ndarray
-    """Looks it took."""
-    settled: Share
-    found: np.ndarray
-    """(sweeps, T): called real."""
-    fixed: Fixed
-    """Blocks without looks between."""
-    rival: Fixed
-    naive: Fixed
+    """Rounds of trials, (sweeps,)."""
+    verdict: Verdict
+    below: float = 0.0
+    """Of a fixed size, how often one seed fewer settles everything; 0 where that was not tried."""
 
-    @staticmethod
-    def of(source: Source, sweeps: int, rng: np.random.Generator, x: float = X, most: float = 0.99) -> "Comparison":
-        """The rivals are asked for what `--until decided` settles, and never for more than `most`."""
-        decided = decide(source.blocks(sweeps, MAX_SEEDS, rng), WEIGHTS_CT, x, MAX_SEEDS)
-        settled, planned = Share.of(decided.settled), np.array(looks())
-        target = min(settled.value, most)
+    @property
+    def settled(self) -> Share:
+        """How often all effects are settled."""
+        return Share.of(self.verdict.settled)
 
-        def fixed(draw: Callable[..., np.ndarray], test: Callable[[np.ndarray, float], Verdict]) -> Fixed:
-            return smallest(lambda n: draw(sweeps, n, rng), lambda losses: test(losses, x), target)
 
-        return Comparison(
-            decided.looked_at,
-            1 + np.searchsorted(planned, decided.looked_at),
-            settled,
-            decided.rejected_at > 0,
-            fixed(source.blocks, rule),
-            fixed(source.trials, welch),
-            fixed(source.trials, welch_two_groups),
-        )
+def until_decided(losses_SC: np.ndarray, x: float) -> Size:
+    """Adaptive replication up to as many blocks as there are."""
+    cap = losses_SC.shape[-2]
+    decided = decide(losses_SC, WEIGHTS_CT, x, cap)
+    verdict = Verdict(decided.rejected_at > 0, decided.equivalent_at > 0)
+    return Size(decided.looked_at, 1 + np.searchsorted(looks(cap), decided.looked_at), verdict)
 
-    def seconds(self, block_s: float) -> dict[str, Share]:
-        """CPU seconds of each way, where a block's trials take `block_s`, and the ratios of ours to the rival's."""
-        trials = 8
-        ours = self.ours * (block_s + trials * BESIDE_S) + self.looks * SLOTS * ROUND_S
-        fixed = self.fixed.seeds * (block_s + trials * BESIDE_S) + SLOTS * ROUND_S
-        rival, naive = (of.seeds * (block_s + trials * LAUNCH_S) for of in (self.rival, self.naive))
-        bare = self.rival.seeds * block_s
-        return {
-            "ours": Share.of(ours),
-            "fixed": Share(fixed, 0),
-            "rival": Share(rival, 0),
-            "naive": Share(naive, 0),
-            "ours ÷ rival": Share.of(ours / rival),
-            "ours ÷ naive": Share.of(ours / naive),
-            "no start-up there": Share.of(ours / bare),
-            "none on either side": Share.of(self.ours * block_s / bare),
-            "fixed here": Share(fixed / rival, 0),
-            "fixed here, none on either side": Share(self.fixed.seeds / self.rival.seeds, 0),
-        }
+
+def smallest(
+    draw: Callable[[int], np.ndarray], test: Callable[[np.ndarray], Verdict], target: float, least: int = 2
+) -> Size:
+    """The fewest seeds, `least` or more, with which everything is settled with probability `target`."""
+    tried: dict[int, Verdict] = {}
+
+    def enough(seeds: int) -> bool:
+        tried[seeds] = test(draw(seeds))
+        return bool(tried[seeds].settled.mean() >= target)
+
+    low, high = least - 1, least
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > MOST:
+            raise ValueError(f"{low} seeds a cell settle everything in {tried[low].settled.mean():.3f} of sweeps")
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    below = float(tried[low].settled.mean()) if low in tried else 0.0
+    ones = np.ones(len(tried[high].found), int)
+    return Size(high * ones, ones, tried[high], below)
+
+
+def compared(
+    source: Source, sweeps: int, rng: np.random.Generator, x: float = X, cap: int = MAX_SEEDS, most: float = 0.99
+) -> dict[str, Size]:
+    """Every way to settle seven effects; those of a fixed size are asked for what `--until decided` settles, and never
+    for more than `most`."""
+    decided = until_decided(source.blocks(sweeps, cap, rng), x)
+    target = min(decided.settled.value, most)
+
+    def fixed(draw: Callable[..., np.ndarray], test: Callable[..., Verdict], least: int = 2) -> Size:
+        return smallest(lambda n: draw(sweeps, n, rng), lambda losses: test(losses, x), target, least)
+
+    return {
+        "decided": decided,
+        "capped": until_decided(source.blocks(sweeps, cap // 2, rng), x),
+        "fixed": fixed(source.blocks, rule, EXPLORATORY_BLOCKS + 1),
+        "welch": fixed(source.trials, welch),
+        "groups": fixed(source.trials, welch_two_groups),
+    }
+
+
+WAYS = {
+    "decided": f"here, until decided, at most {MAX_SEEDS} blocks",
+    "capped": f"here, until decided, at most {MAX_SEEDS // 2} blocks",
+    "fixed": "here, blocks fixed beforehand",
+    "welch": "rival, Welch's t of a contrast",
+    "groups": "rival, Welch's t of ON against OFF",
+}
+RIVALS = ("welch", "groups")
+
+
+def seconds(size: Size, block_s: float, trial_s: float, round_s: float) -> np.ndarray:
+    """CPU seconds, (sweeps,), where the trials of a block take `block_s`, and beside them each trial and each round."""
+    return np.asarray(size.seeds * (block_s + 8 * trial_s) + size.looks * round_s)
+
+
+OURS, THEIRS, NONE = (BESIDE_S, SLOTS * ROUND_S), (LAUNCH_S, 0.0), (0.0, 0.0)
+"""Overheads: seconds a trial and a round."""
+RATIOS = {
+    "until decided ÷ rival": ("decided", OURS, "welch", THEIRS),
+    "until decided ÷ rival with ON against OFF": ("decided", OURS, "groups", THEIRS),
+    "until decided, half the cap ÷ rival": ("capped", OURS, "welch", THEIRS),
+    "blocks fixed ÷ rival": ("fixed", OURS, "welch", THEIRS),
+    "until decided ÷ rival whose start-up costs nothing": ("decided", OURS, "welch", NONE),
+    "until decided ÷ rival, no overhead on either side": ("decided", NONE, "welch", NONE),
+    "blocks fixed ÷ rival, no overhead on either side": ("fixed", NONE, "welch", NONE),
+}
+"""What is divided by what, each with its overhead."""
+_NAMES = list(RATIOS)
+SHORT = (_NAMES[0], _NAMES[2], _NAMES[5])
+"""Those that smaller effects are shown with."""
+
+
+def ratios(sizes: dict[str, Size], block_s: float) -> dict[str, Share]:
+    """CPU seconds here over the rival's; the rival's are a number."""
+    return {
+        what: Share.of(seconds(sizes[ours], block_s, *mine) / seconds(sizes[theirs], block_s, *its).mean())
+        for what, (ours, mine, theirs, its) in RATIOS.items()
+    }
 
 
 def sources(real_SC: np.ndarray) -> dict[str, Source]:
@@ -233,38 +264,60 @@ class Options:
 def page(options: Options, real_SC: np.ndarray, block_s: float) -> str:
     """What the page says."""
     rng = np.random.default_rng(options.seed)
-    ways, ratios = [], []
+    ways: list[list[object]] = []
+    quotients: list[list[object]] = []
+    smaller: list[list[object]] = []
     for what, source in sources(real_SC).items():
-        here = Comparison.of(source, options.sweeps, rng)
-        cost = here.seconds(block_s)
-        null = what == "no effect real"
-        ways += [
-            [what, "here, until decided", f"{plus(Share.of(here.ours), 2)} blocks", here.settled.percent(),
-             wrong(here.found, null), plus(cost["ours"], 0)],
-            *(
-                [what, name, f"{of.seeds} {unit}", f"{of.settled.percent()} (one fewer {100 * of.below:.1f})",
-                 wrong(of.found, null), plus(cost[key], 0)]
-                for name, key, of, unit in (
-                    ("here, blocks fixed beforehand", "fixed", here.fixed, "blocks"),
-                    ("rival, Welch's t of a contrast", "rival", here.rival, "seeds"),
-                    ("rival, Welch's t of ON against OFF", "naive", here.naive, "seeds"),
-                )
-            ),
-        ]  # fmt: skip
+        null, sizes = what == "no effect real", compared(source, options.sweeps, rng)
+        for key, size in sizes.items():
+            overhead = THEIRS if key in RIVALS else OURS
+            fewer = f" (one fewer {100 * size.below:.0f})" if size.below else ""
+            wrong = Share.of(size.verdict.found.any(-1)).percent() if null else ""
+            cost = Share.of(seconds(size, block_s, *overhead))
+            settled = size.settled.percent() + fewer
+            ways.append([what, WAYS[key], plus(Share.of(size.seeds), 2), settled, wrong, plus(cost, 0)])
         again = [drawn_again(source, block_s, rng) for _ in range(options.draws)]
-        for key in ("ours ÷ rival", "ours ÷ naive", "no start-up there", "none on either side", "fixed here",
-                    "fixed here, none on either side"):  # fmt: skip
-            low, high = np.percentile([each[key].value for each in again], (2.5, 97.5))
-            ratios.append([what, key, plus(cost[key], 3), f"{low:.2f} to {high:.2f}"])
-    effects_T = real_SC.mean(0) @ WEIGHTS_CT
-    measured = ", ".join(f"{term} {value:+.3f}" for term, value in zip(FACTORIAL.terms, effects_T, strict=True))
+        for name, ratio in ratios(sizes, block_s).items():
+            low, high = np.percentile([each[name].value for each in again], (2.5, 97.5))
+            quotients.append([what, name, plus(ratio, 3), f"{low:.2f} to {high:.2f}"])
+        for x, cap in SMALLER.items():
+            there = compared(source, options.sweeps // 4, rng, x, cap)
+            found, ours = ratios(there, block_s), there["decided"]
+            size, theirs = f"{plus(Share.of(ours.seeds), 1)} of at most {cap}", int(there["welch"].seeds[0])
+            smaller.append(
+                [what, x, size, ours.settled.percent(), theirs, *(plus(found[name], 3) for name in SHORT)]
+            )
+    measured = ", ".join(
+        f"{term} {value:+.3f}" for term, value in zip(FACTORIAL.terms, real_SC.mean(0) @ WEIGHTS_CT, strict=True)
+    )
+    first = (
+        f"{options.sweeps:,} simulated sweeps a figure, from {len(real_SC)} real blocks; ± is the 95 % Monte-Carlo "
+        f"error. x = {X:g} nats. Measured effects, nats: {measured}. The trials of a block take {block_s:.0f} CPU "
+        "seconds."
+    )
+    header = (
+        "true effects",
+        "way",
+        "blocks, or seeds a cell",
+        "settles all seven",
+        "calls one real",
+        "CPU seconds",
+    )
+    small_header = (
+        "true effects",
+        "x, nats",
+        "blocks, until decided",
+        "settles all seven",
+        "rival's seeds",
+        *SHORT,
+    )
     return "\n\n".join(
         [
-            f"{options.sweeps:,} simulated sweeps a figure, from {len(real_SC)} real blocks; ± is the 95 % "
-            f"Monte-Carlo error. x = {X:g} nats. Measured effects, nats: {measured}. The trials of a block take "
-            f"{block_s:.0f} CPU seconds.",
-            table(("true effects", "way", "size", "settles all seven", "calls one real", "CPU seconds"), ways),
-            table(("true effects", "CPU seconds here ÷ there", "ratio", "95 % over the real blocks"), ratios),
+            first,
+            table(header, ways),
+            table(("true effects", "CPU seconds", "ratio", "95 % over the real blocks"), quotients),
+            "Smaller effects of interest, from a quarter as many simulated sweeps:",
+            table(small_header, smaller),
         ]
     )
 
@@ -275,20 +328,13 @@ def drawn_again(source: Source, block_s: float, rng: np.random.Generator, sweeps
     while len(set(picked := rng.integers(seeds, size=seeds).tolist())) < 3:
         pass
     # Drawn blocks scatter less than those that they were drawn from.
-    real = source.real_SC.mean(0) + (source.real_SC[picked] - source.real_SC.mean(0)) * math.sqrt(
-        seeds / (seeds - 1)
-    )
-    return Comparison.of(Source(real, source.truth_C), sweeps, rng).seconds(block_s)
+    around = source.around_SC[picked]
+    return ratios(compared(Source(source.real_SC.mean(0) + around, source.truth_C), sweeps, rng), block_s)
 
 
 def plus(share: Share, digits: int) -> str:
     """A figure with its margin, where it has one."""
-    return f"{share.value:,.{digits}f}" + (f" ± {share.margin:,.{digits}f}" if share.margin else "")
-
-
-def wrong(found: np.ndarray, null: bool) -> str:
-    """How often anything is called real where nothing is."""
-    return Share.of(found.any(-1)).percent() if null else ""
+    return f"{share.value:,.{digits}f}" + (f" ± {share.margin:,.{digits}f}" if share.margin > 1e-9 else "")
 
 
 def main(options: Options) -> None:

@@ -95,7 +95,8 @@ def detectable(seeds: int, paired: bool) -> float:
 def needed(effect: float, sd: ArrayLike, paired: bool, most: int = 400) -> np.ndarray:
     """Fewest seeds a cell, two at least, that find `effect` where a trial scatters by `sd`; `most` + 1 for none."""
     sizes = np.array([detectable(n, paired) for n in range(2, most + 1)])
-    return np.asarray(2 + np.searchsorted(-sizes, -effect / np.asarray(sd, float)))
+    with np.errstate(divide="ignore"):  # blocks that were drawn may all be one
+        return np.asarray(2 + np.searchsorted(-sizes, -effect / np.asarray(sd, float)))
 
 
 def trial_sd(losses_SC: np.ndarray) -> np.ndarray:

@@ -78,23 +78,24 @@ def unpaired_ratio(losses_SC: np.ndarray) -> Figure:
     return Figure(*(float(g + cells - 1) / cells for g in (f, *ends)))
 
 
-@cache
-def detectable(seeds: int, paired: bool) -> float:
-    """Effect of the 2³ factorial, in standard deviations of a trial, that `seeds` a cell find with 80 % probability at
-    Holm's strictest step.
+DEGREES = {"paired": 1, "blocked": 7, "unpaired": 8}
+"""Degrees of freedom of a t that every seed beyond the first adds: by the project's rule, whose seed-wise t decides; by
+the blocked t; by Welch's t over the cells' own variances, all trials independent, where the cells scatter alike."""
 
-    Paired is the project's rule, whose seed-wise t of n − 1 degrees of freedom decides; unpaired Welch's t over the
-    cells' own variances, all trials independent: 8(n − 1) degrees where the cells scatter alike.
-    """
-    nu = seeds - 1 if paired else 8 * (seeds - 1)
+
+@cache
+def detectable(seeds: int, way: str) -> float:
+    """Effect of the 2³ factorial, in standard deviations of a trial, that `seeds` a cell find with 80 % probability at
+    Holm's strictest step; `way` is one of `DEGREES`."""
+    nu = DEGREES[way] * (seeds - 1)
     critical = stats.t.isf(power.ALPHA / power.TESTS / 2, nu)
     noncentrality = brentq(lambda nc: stats.nct.sf(critical, nu, nc) - power.POWER, 0, 2 * critical + 4)
     return float(noncentrality * power.NORM / math.sqrt(seeds))
 
 
-def needed(effect: float, sd: ArrayLike, paired: bool, most: int = 400) -> np.ndarray:
+def needed(effect: float, sd: ArrayLike, way: str, most: int = 400) -> np.ndarray:
     """Fewest seeds a cell, two at least, that find `effect` where a trial scatters by `sd`; `most` + 1 for none."""
-    sizes = np.array([detectable(n, paired) for n in range(2, most + 1)])
+    sizes = np.array([detectable(n, way) for n in range(2, most + 1)])
     with np.errstate(divide="ignore"):  # blocks that were drawn may all be one
         return np.asarray(2 + np.searchsorted(-sizes, -effect / np.asarray(sd, float)))
 

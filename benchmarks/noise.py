@@ -48,8 +48,8 @@ SMALLEST = (0.05, 0.02, 0.01)
 """Effects that pairing is priced at, nats; the first is the smallest of interest."""
 WINDOWS = (20, 40, 64, 128)
 ROUNDS = 9
-SAME = 2e-3
-"""Nats by which a model's loss may differ from what its trial reported: windows one at a time round otherwise."""
+SAME = 1e-5
+"""Nats by which a model's loss may differ from what its trial reported: windows one at a time add up otherwise."""
 SECONDS, ON_WINDOWS = KEPT / "noise-seconds.json", KEPT / "noise-windows.json"
 
 

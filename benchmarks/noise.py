@@ -16,7 +16,6 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -37,7 +36,7 @@ from lahr.trained import find
 from lahr.training.evaluation import evaluate
 from lahr.training.timing import seconds_per_step
 from sweeps.analysis.contrasts import switches
-from sweeps.analysis.effects import residual_sd
+from sweeps.analysis.effects import holm, residual_sd
 from sweeps.engine.results import Results
 
 ROOT = Path(__file__).parents[1]
@@ -241,9 +240,10 @@ def levers_table(options: Options, costs: Costs) -> str:
     ends = stats.chi2.isf((0.025, 0.975), variances.freedom(plain.to_numpy()))
     low, high = sigma * np.sqrt(variances.freedom(plain.to_numpy()) / ends)
     own = Figure(float(sigma), float(low), float(high))
-    rows: list[Sequence[object]] = [
-        [LEVERS[0].what, len(plain), f"{plain.to_numpy().mean():.4f}", own, 1, 1, 1, 1, 1]
+    rows: list[list[object]] = [
+        [LEVERS[0].what, len(plain), f"{plain.to_numpy().mean():.4f}", own, 1, "", 1, 1, 1, 1]
     ]
+    p = []
     for lever in LEVERS[1:]:
         if not options.of(lever.name).exists() or len(there := losses_of(options.of(lever.name))) < 2:
             continue
@@ -252,6 +252,7 @@ def levers_table(options: Options, costs: Costs) -> str:
         longer = figure((costs.trials(config, lever.step_of).sum(1) / costs.trials(config).sum(1)).tolist())
         longer = longer if lever.step_of != PLAIN else Figure(1.0)
         paired = variances.variance_ratio(one, other)
+        p.append(variances.variance_ratio_p(one, other))
         rows.append([
             lever.what, len(there), signed(variances.paired_difference(one, other)),
             f"{residual_sd(there.to_numpy()):.4f}", paired,
@@ -260,8 +261,10 @@ def levers_table(options: Options, costs: Costs) -> str:
         ])  # fmt: skip
     header = (
         "one thing changed", "blocks", "mean loss of the cells, or minus that as it is, nats", "σ, nats",
-        "σ², ×, paired", "by F", "seeds drawn anew", "seconds a trial, ×", "σ² × seconds, ×",
+        "σ², ×, paired", "p, and by Holm over all", "by F", "seeds drawn anew", "seconds a trial, ×", "σ² × seconds, ×",
     )  # fmt: skip
+    for row, alone, adjusted in zip(rows[1:], p, holm(np.array(p)), strict=True):
+        row.insert(5, f"{alone:.4f}, {adjusted:.3f}")
     return table(header, rows)
 
 

@@ -45,6 +45,14 @@ def variance_ratio(one_SC: np.ndarray, other_SC: np.ndarray) -> Figure:
     return Figure(float(ratio), float(ratio * (k - root)), float(ratio * (k + root)))
 
 
+def variance_ratio_p(one_SC: np.ndarray, other_SC: np.ndarray) -> float:
+    """Two-sided p of Pitman's and Morgan's test that both are equal; below 0.05 where the interval leaves 1 out."""
+    a, b = residuals(one_SC).ravel(), residuals(other_SC).ravel()
+    ratio, r, nu = (a @ a) / (b @ b), (a @ b) / np.sqrt((a @ a) * (b @ b)), freedom(one_SC)
+    t = (ratio - 1) * math.sqrt(nu - 1) / (2 * math.sqrt(ratio * (1 - r**2)))
+    return float(2 * stats.t.sf(abs(t), nu - 1))
+
+
 def variance_ratio_f(one_SC: np.ndarray, other_SC: np.ndarray) -> Figure:
     """The same by F, as if the sweeps had nothing in common; they may have different seeds."""
     ratio = float(residual_sd(one_SC) ** 2 / residual_sd(other_SC) ** 2)

@@ -57,6 +57,15 @@ def test_pairing_narrows_the_interval_where_residuals_go_together():
     assert paired.high / paired.low < np.sqrt(by_f.high / by_f.low)
 
 
+def test_p_and_interval_of_a_ratio_agree():
+    """Seen to fail: with ν degrees of freedom in the test."""
+    rng = np.random.default_rng(0)
+    one, other = two_sweeps(rng, 5, 1.0, 0.5)
+    low = variances.variance_ratio(one, other).low
+    for scale, expected in ((np.sqrt(1 / low) * (1 + 1e-6), True), (np.sqrt(1 / low) * (1 - 1e-6), False)):
+        assert (variances.variance_ratio_p(scale * one, other) < 0.05) is expected
+
+
 def test_the_interval_by_f_covers_where_sweeps_have_different_seeds():
     rng, hits = np.random.default_rng(1), []
     for _ in range(1000):

@@ -162,3 +162,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Markdown; the first column is text, the others are figures."""
     lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def write_rows(page: Path, begin: str, end: str, text: str) -> None:
+    """Puts `text` between the two marks of a page, in place of what stands there."""
+    content = page.read_text()
+    before, after = content.index(begin) + len(begin), content.index(end)
+    page.write_text(f"{content[:before]}\n{text}\n{content[after:]}")

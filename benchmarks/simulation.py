@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tyro
 from numpy.typing import ArrayLike
-from protocol import Goal, table
+from protocol import Goal, table, write_rows
 from scipy import stats
 
 from sweeps.analysis import effects, sequential
@@ -343,9 +343,7 @@ def main(options: Options) -> None:
     )
     print(text, f"\n\n{time.monotonic() - began:.0f} s")
     if options.write:
-        page = PAGE.read_text()
-        before, after = page.index(BEGIN) + len(BEGIN), page.index(END)
-        PAGE.write_text(f"{page[:before]}\n{text}\n{page[after:]}")
+        write_rows(PAGE, BEGIN, END, text)
 
 
 if __name__ == "__main__":

@@ -52,7 +52,10 @@ def test_every_field_is_an_option_and_data_is_short_for_the_corpus():
     ("line", "said"),
     [
         ("--train.lrr 1", "unknown option --train.lrr (did you mean --train.lr?); --help lists them all"),
-        ("--lr 1", "unknown option --lr (did you mean --train.lr or --tune-lr or --train.final-lr?); --help lists them all"),
+        (
+            "--lr 1",
+            "unknown option --lr (did you mean --train.lr or --tune-lr or --train.final-lr?); --help lists them all",
+        ),
         ("--zzzz", "unknown option --zzzz; --help lists them all"),
         ("run plan", "unknown argument plan; --help lists them all"),
         ("pln", "command is 'pln' (did you mean 'plan'?); it must be one of run, plan, status, report"),
@@ -67,7 +70,11 @@ def test_every_field_is_an_option_and_data_is_short_for_the_corpus():
         ("--preset", "unknown preset ''; allowed: smoke, quick, small, paper, base"),
         ("--preset quik", "unknown preset 'quik' (did you mean 'quick'?); allowed: smoke, quick, small, paper, base"),
         ("--train.lr", "Missing value for argument '--train.lr'. Expected 1 values."),
-        ("--capacity", "factor mod has the levels 1.0; it takes two at least: one that the others are compared with, and one of these"),
+        (
+            "--capacity",
+            "factor mod has the levels 1.0; it takes two at least: one that the others are compared with, and one of "
+            "these",
+        ),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])

@@ -118,7 +118,7 @@ def test_what_a_sweep_has_reached_is_fetched_while_it_runs(tmp_path):
     options = Options.of("smoke", preset("smoke"))
     design = options.design(TrialConfig(options.model, options.data, options.train), "0" * 12)
     results = Results.at(str(tmp_path / "results"), "mine")
-    fetch = [sys.executable, "cluster/on_head.py", "fetch", "mine", str(tmp_path / "results")]
+    fetch = [sys.executable, "cluster/on_head.py", "fetch", "mine", "factorial", str(tmp_path / "results")]
     results.begin(design, Runtime(), {"preset": "smoke", "data": {"corpus": "x", "floor": None}}, {})
     none = subprocess.run(fetch, cwd=tmp_path, capture_output=True, text=True)
     assert none.returncode == 2

@@ -142,7 +142,7 @@ def test_a_place_that_cannot_be_written_to_is_said_within_seconds_and_nothing_st
 ):
     """Seen to fail: without the probe, data was prepared first; with a warning that it is waited for, a second line."""
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    monkeypatch.setattr(factorial.study, "resolve", lambda *_, **__: pytest.fail("something was started"))
+    monkeypatch.setattr("sweeps.engine.study.resolve", lambda *_, **__: pytest.fail("something was started"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     nobody = "s3://b/x?endpoint_override=127.0.0.1:1&scheme=http&region=us-east-1"
     for results, why in ((str(small_disk / "results"), "Read-only file system"), (nobody, "connect")):

@@ -60,7 +60,7 @@ class Heard:
 
 
 def seconds(design) -> Mapping[str, float]:
-    return {cell.name: 1.0 + sum(cell.on.values()) for cell in design.cells()}
+    return {cell.name: 1.0 + (cell.name != "base") + cell.name.count("+") for cell in design.cells()}
 
 
 def test_an_address_where_no_ray_answers_is_said_at_once(monkeypatch):

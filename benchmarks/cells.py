@@ -16,7 +16,8 @@ from steps import SHAPE, Options, ours, setting_of
 
 from lahr.model.flops import training_flops_per_token
 from lahr.model_config import ModelConfig
-from lahr.presets import PRESETS, with_levels
+from lahr.plain import changed
+from lahr.presets import PRESETS
 
 ON = {"mod": "mod_capacity", "latent": "latent_iterations", "memory": "memory_slots"}
 FAST = "full, latent_capacity 0.125"
@@ -27,7 +28,7 @@ def cells(shape: ModelConfig, preset: str) -> dict[str, ModelConfig]:
     on = PRESETS[preset].on
 
     def cell(name: str) -> ModelConfig:
-        return with_levels(shape, {ON[part]: on[ON[part]] for part in name.split("+") if part in ON})
+        return changed(shape, {ON[part]: on[ON[part]] for part in name.split("+") if part in ON})
 
     made = {name: cell(name) for name in ("base", "mod", "latent", "memory", "mod+latent+memory")}
     return {**made, FAST: replace(made["mod+latent+memory"], latent_capacity=0.125)}

@@ -19,7 +19,8 @@ from steps import SHAPE
 from lahr.model import LAHR
 from lahr.model.generation import Sampling, generate, lay_out
 from lahr.model_config import ModelConfig
-from lahr.presets import PRESETS, with_levels
+from lahr.plain import changed
+from lahr.presets import PRESETS
 
 PROMPT, NEW = 16, 64
 _WHY = (
@@ -64,7 +65,7 @@ def theirs(base: LAHR, config: ModelConfig, prompts: list[list[int]]) -> Contest
 def section(options: Options, console: Console) -> Section:
     """Measures."""
     torch.set_num_threads(options.threads)
-    base, full = LAHR(SHAPE).eval(), LAHR(with_levels(SHAPE, dict(PRESETS["quick"].on))).eval()
+    base, full = LAHR(SHAPE).eval(), LAHR(changed(SHAPE, dict(PRESETS["quick"].on))).eval()
     for model in (base, full):
         lay_out(model)  # as `lahr.load` does
     goals, rows = [], []

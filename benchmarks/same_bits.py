@@ -23,7 +23,8 @@ from rich.table import Table
 
 from lahr.config import TrialConfig
 from lahr.data import prepare
-from lahr.presets import preset, with_levels
+from lahr.plain import changed
+from lahr.presets import preset
 from lahr.training import runtime
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
@@ -73,7 +74,7 @@ def main(options: Options) -> int:
     with tempfile.TemporaryDirectory() as cache:
         tokens = prepare(data, chosen.model.vocab_size, block, Path(cache))
         for cell, factors in track(CELLS.items(), description="training …"):
-            model = with_levels(chosen.model, {name: chosen.on[name] for name in factors})
+            model = changed(chosen.model, {name: chosen.on[name] for name in factors})
             config = TrialConfig(model, data, lengths, precision="bf16")
             losses: dict[bool, list[float]] = {True: [], False: []}
             rates: dict[bool, list[float]] = {True: [], False: []}

@@ -19,7 +19,8 @@ from rich.console import Console
 
 from lahr.config import DataConfig, TrainConfig, TrialConfig
 from lahr.data import prepare
-from lahr.presets import PRESETS, with_levels
+from lahr.plain import changed
+from lahr.presets import PRESETS
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 
@@ -36,7 +37,7 @@ class Options:
 def section(options: Options, console: Console) -> Section:
     """Measures."""
     smoke = PRESETS["smoke"]
-    model = with_levels(smoke.model, dict(smoke.on))
+    model = changed(smoke.model, dict(smoke.on))
     budget = TrainConfig(tokens=STEPS * 2 * model.max_seq_len, batch_size=2, lr=5e-3, evaluations=1)
     data_config = DataConfig(train_tokens=200_000, validation_blocks=32)
     rows = []

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from lahr.errors import check, nearest
 
+Value = typing.TypeVar("Value")
 Plain = int | float | bool | None | str
 """What has a stable identity by itself. In the order in which a word on a command line is read."""
 
@@ -57,12 +58,12 @@ def from_dict(cls: type, values: Mapping[str, Any], where: str = "") -> Any:
     return cls(**filled)
 
 
-def changed(value: Any, fields_: Mapping[str, Any]) -> Any:
+def changed(value: Value, fields_: Mapping[str, Any]) -> Value:
     """The dataclass `value` with some fields at other values; a name may lead into nested ones (`model.d_model`).
 
     `ConfigError` for a field that there is none of, for a value of another type, and for what the class refuses.
     """
-    values = dataclasses.asdict(value)
+    values = dataclasses.asdict(value)  # type: ignore[call-overload]
     for name, new in fields_.items():
         *path, last = name.split(".")
         inner = values
@@ -72,7 +73,8 @@ def changed(value: Any, fields_: Mapping[str, Any]) -> Any:
             check(part in known, f"unknown field {where!r}{nearest(part, known)}; allowed: {', '.join(known)}")
             inner = inner[part]
         inner[last] = new
-    return from_dict(type(value), values)
+    made: Value = from_dict(type(value), values)
+    return made
 
 
 def read_field(cls: type, name: str, text: str) -> Any:

@@ -1,8 +1,7 @@
 """The presets: sizes to run at, and the levels that turn each mechanism on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 from lahr.config import DataConfig, TrainConfig
 from lahr.errors import check, nearest
@@ -60,16 +59,3 @@ def preset(name: str) -> Preset:
     allowed = ", ".join(PRESETS)
     check(name in PRESETS, f"unknown preset {name!r}{nearest(name, list(PRESETS))}; allowed: {allowed}")
     return PRESETS[name]
-
-
-def with_levels(config: ModelConfig, levels: Mapping[str, Any]) -> ModelConfig:
-    """`config` with those fields set, and `options.<name>` an option of a model of one's own; an unknown field is a
-    `ConfigError`."""
-    names = [f.name for f in fields(ModelConfig)]
-    options = {n.removeprefix("options."): v for n, v in levels.items() if n.startswith("options.")}
-    own = {name: level for name, level in levels.items() if not name.startswith("options.")}
-    for name in own:
-        check(name in names, f"unknown model field {name!r}{nearest(name, names)}")
-    if options:
-        own = {"options": {**config.options, **options}, **own}
-    return replace(config, **own)  # type: ignore[arg-type]

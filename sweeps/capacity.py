@@ -14,12 +14,13 @@ import pandas as pd
 
 from lahr.config import TrialConfig
 from lahr.errors import check
+from lahr.plain import changed
 from lahr.presets import Preset
 from sweeps.analysis.effects import Effects
 from sweeps.analysis.surface import coordinates, model_columns, response_surface
 from sweeps.commands import main
 from sweeps.engine.design import Design
-from sweeps.engine.factors import Factor, with_fields
+from sweeps.engine.factors import Factor
 from sweeps.engine.options import StudyOptions
 from sweeps.reporting import surface
 
@@ -68,7 +69,7 @@ class Options(StudyOptions):
     def config(self) -> TrialConfig:
         """The configuration that the factors vary, with the full model's memory where it is no factor."""
         given = super().config()
-        return with_fields(given, {"model.memory_slots": self.slots[0]} if len(self.slots) == 1 else {})
+        return changed(given, {"model.memory_slots": self.slots[0]} if len(self.slots) == 1 else {})
 
     def level_option(self, factor: Factor) -> str:
         """How one gives a factor other levels."""

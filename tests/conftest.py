@@ -18,7 +18,7 @@ from lahr.config import DataConfig, TrainConfig, TrialConfig
 from lahr.data import TokenData, prepare
 from lahr.files import Folder
 from lahr.model_config import ModelConfig
-from lahr.presets import with_levels
+from lahr.plain import changed
 
 hypothesis.settings.register_profile("lahr", deadline=None)  # of a machine that does other work, it says nothing
 hypothesis.settings.load_profile("lahr")
@@ -56,7 +56,7 @@ def tiny() -> Tiny:
         levels = {k: v for name in cell.split("+") if name != "base" for k, v in LEVELS[name].items()}
         return replace(
             TINY,
-            model=with_levels(TINY.model, levels),
+            model=changed(TINY.model, levels),
             train=replace(TINY.train, **train),
             seed=seed,
             precision=precision,

@@ -15,7 +15,7 @@ from scipy import stats
 
 from lahr.errors import check
 from sweeps.analysis.contrasts import Contrasts
-from sweeps.analysis.effects import blocks_by_cell, holm, paired_p, residual_sd
+from sweeps.analysis.effects import blocks_by_cell, holm, paired_p, residual_sd, t_interval
 
 SYNERGY = "synergy"
 
@@ -105,15 +105,9 @@ def without_extras(trials: pd.DataFrame) -> pd.DataFrame:
 def _paired(differences: np.ndarray) -> tuple[float, float, float, float]:
     """Mean, 95 % interval and p of paired differences; NaN where there are too few."""
     n = len(differences)
-    mean = float(differences.mean()) if n else math.nan
+    mean, low, high = map(float, t_interval(differences))
     error = float(differences.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    half = float(stats.t.isf(0.025, n - 1)) * error if n > 1 else math.nan
-    return (
-        mean,
-        mean - half,
-        mean + half,
-        float(paired_p(np.array(mean), np.array(error), n - 1)) if n > 1 else math.nan,
-    )
+    return mean, low, high, float(paired_p(np.array(mean), np.array(error), n - 1)) if n > 1 else math.nan
 
 
 def ratios(
@@ -135,8 +129,7 @@ def ratios(
             if not len(logs):
                 continue
             n = len(logs)
-            half = stats.t.isf(0.025, n - 1) * logs.std(ddof=1) / math.sqrt(n) if n > 1 else math.nan
-            middle, low, high = np.exp([logs.mean(), logs.mean() - half, logs.mean() + half])
+            middle, low, high = np.exp(t_interval(logs))
             rows.append({"measure": column, "cell": cell, "ratio": middle, "low": low, "high": high, "seeds": n})
     return pd.DataFrame(rows, columns=["measure", "cell", "ratio", "low", "high", "seeds"])
 

@@ -144,6 +144,16 @@ def residual_sd(losses_SC: np.ndarray) -> np.ndarray:
     return np.sqrt((residuals**2).sum((-2, -1)) / ((seeds - 1) * (cells - 1)))
 
 
+def t_interval(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean over the first axis, (…), with its 95 % interval by one t; NaN where there are too few."""
+    n = len(values)
+    mean = values.mean(0) if n else np.full(values.shape[1:], np.nan)
+    if n < 2:
+        return mean, np.full_like(mean, np.nan), np.full_like(mean, np.nan)
+    half = stats.t.isf(0.025, n - 1) * values.std(0, ddof=1) / math.sqrt(n)
+    return mean, mean - half, mean + half
+
+
 def paired_p(estimate: np.ndarray, error: np.ndarray, freedom: int) -> np.ndarray:
     """Two-sided p of t = estimate/error; 1 for an estimate of exactly 0, whatever its error."""
     with np.errstate(divide="ignore", invalid="ignore"):

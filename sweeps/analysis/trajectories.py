@@ -1,13 +1,12 @@
 """Differences and effects along the way, from the evaluations of every trial."""
 
-import math
 from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
 from sweeps.analysis.contrasts import Contrasts
+from sweeps.analysis.effects import t_interval
 
 
 def effects_along(
@@ -34,20 +33,16 @@ def effects_along(
     losses_SCE = np.array([[np.interp(shares, c["share"], c[metric]) for c in block] for block in blocks])
     tokens_E = np.mean([np.interp(shares, c["share"], c["tokens"]) for block in blocks for c in block], axis=0)
     own_SET = np.einsum("sce,ct->set", losses_SCE, design.weights_CT)
-    count = len(blocks)
-    half_ET = np.full(own_SET.shape[1:], math.nan)
-    if count > 1:
-        half_ET = stats.t.isf(0.025, count - 1) * own_SET.std(0, ddof=1) / math.sqrt(count)
-    mean_ET = own_SET.mean(0)
+    mean_ET, low_ET, high_ET = t_interval(own_SET)
     rows = [
         (
             share,
             tokens_E[e],
             term,
             mean_ET[e, t],
-            mean_ET[e, t] - half_ET[e, t],
-            mean_ET[e, t] + half_ET[e, t],
-            count,
+            low_ET[e, t],
+            high_ET[e, t],
+            len(blocks),
         )
         for e, share in enumerate(shares)
         for t, term in enumerate(design.terms)

@@ -106,7 +106,6 @@ def _train(
         demands=demands,
         hang_after=options.hang_after,
     )
-    failed = False
     while True:
         design = sweep.design
         results.extend(design.seeds)

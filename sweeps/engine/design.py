@@ -15,9 +15,9 @@ from typing import Any, Literal
 from lahr.config import TrialConfig
 from lahr.errors import check, nearest
 from lahr.model.flops import parameter_counts, training_flops_per_token
-from lahr.plain import canonical_json, from_dict
+from lahr.plain import canonical_json, changed, from_dict
 from sweeps.analysis.contrasts import Contrasts, crossed, grid
-from sweeps.engine.factors import Extra, Factor, Level, levels_of, with_fields
+from sweeps.engine.factors import Extra, Factor, Level, levels_of
 
 _LONGEST = 180
 Equal = Literal["tokens", "flops", "time"]
@@ -157,9 +157,9 @@ class Design:
         return replace(self, seeds=1).trials()
 
     def _configured(self, cell: Cell) -> TrialConfig:
-        config = with_fields(self.config, cell.levels)
+        config = changed(self.config, cell.levels)
         if cell.extra is not None:
-            plain, config = config, with_fields(config, dict(cell.extra.fields))
+            plain, config = config, changed(config, dict(cell.extra.fields))
             check(
                 config.identity(self.content_hash) != plain.identity(self.content_hash),
                 f"--extra {cell.name} changes nothing: in {cell.extra.corner} "

@@ -8,7 +8,7 @@ from typing import Any
 from lahr.config import TrialConfig
 from lahr.errors import check
 from lahr.model_config import ModelConfig
-from lahr.plain import changed, check_plain, read_field
+from lahr.plain import check_plain, read_field
 from sweeps.analysis.contrasts import Levels
 
 Level = float | int | str | bool | None
@@ -153,11 +153,6 @@ def said(level: Level) -> str:
 def levels_of(factors: tuple[Factor, ...], labels: Mapping[str, str]) -> dict[str, Level]:
     """Field → level of the cell with those labels."""
     return {factor.field: factor.levels[factor.labels.index(labels[factor.name])] for factor in factors}
-
-
-def with_fields(config: TrialConfig, fields: Mapping[str, Any]) -> TrialConfig:
-    """The configuration with those fields at those values; `ConfigError` for what cannot be."""
-    return changed(config, fields)  # type: ignore[no-any-return]
 
 
 def _read(name: str, value: str) -> Any:

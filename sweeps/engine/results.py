@@ -11,6 +11,7 @@
 Nothing here trains; `recorder.py` writes trials as they end.
 """
 
+import contextlib
 import io
 import logging
 import re
@@ -33,6 +34,7 @@ from sweeps.engine.design import Design, Trial, differences
 _AT_ONCE = 16
 """Trials read at once."""
 _NUMBERS = ("val_loss", "tokens", "steps", "flops", "seconds", "tokens_per_second", "parameters", "bits_per_byte")
+_REPORTED = "report/reported.json"
 _CURVE = ("step", "tokens", "flops", "seconds")
 FIRST_COLUMNS = ("trial", "cell", "seed", "status", "val_loss")
 
@@ -129,12 +131,12 @@ class Results:
             self.folder.write_json("design.json", header)
 
     def note_report(self, blocks: int) -> list[int]:
-        """Notes in `design.json` that so many blocks were reported on; the smaller numbers that were before."""
-        header = self.header()
-        reported = header.setdefault("reported", [])
-        if blocks not in reported:
-            reported.append(blocks)
-            self.folder.write_json("design.json", header)
+        """Notes beside the report that so many blocks were reported on; the smaller numbers that were before."""
+        reported: set[int] = set()
+        with contextlib.suppress(FileNotFoundError):
+            reported.update(self.folder.read_json(_REPORTED))
+        if blocks not in reported:  # no part of design.json, which a sweep that runs may be writing
+            self.folder.write_json(_REPORTED, sorted({*reported, blocks}))
         return sorted(n for n in reported if n < blocks)
 
     def check_same(self, design: Design) -> None:

@@ -24,6 +24,7 @@ from lahr.config import Precision
 from lahr.data import TokenData, anchored, prepare
 from lahr.errors import check
 from lahr.machine import processor
+from lahr.plain import changed
 from lahr.presets import preset
 from lahr.training import compilation
 from lahr.training.runtime import Runtime, choose_micro_batch, choose_precision
@@ -31,7 +32,6 @@ from lahr.training.timing import seconds_per_step, seconds_per_trial
 from lahr.version import code_version
 from sweeps.engine.budget import at_equal_time
 from sweeps.engine.design import Design, Trial
-from sweeps.engine.factors import with_fields
 from sweeps.engine.machines import Cluster
 from sweeps.engine.options import StudyOptions
 from sweeps.engine.results import Results
@@ -83,7 +83,7 @@ def resolve(
     data = prepared(options, console)
     # Workers look for a local file from a folder of Ray's, so they are given its absolute path.
     config = replace(options.config(), data=anchored(options.data))
-    config = with_fields(config, {factor.field: factor.levels[0] for factor in options.factors()})
+    config = changed(config, {factor.field: factor.levels[0] for factor in options.factors()})
     if results.exists():
         tuned = results.header().get("tuned")
     if tuned is not None:

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from scipy import stats
 from tensorboard.compat.proto.summary_pb2 import Summary, SummaryMetadata
 from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
@@ -30,6 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from sweeps.analysis.comparisons import cells_in_order
 from sweeps.analysis.contrasts import Contrasts
+from sweeps.analysis.effects import t_interval
 from sweeps.analysis.trajectories import evaluations, paired_difference
 from sweeps.reporting import hparams
 from sweeps.reporting.literal import text_table
@@ -305,8 +305,8 @@ def _summaries(table: pd.DataFrame) -> Iterator[tuple[Any, str, float]]:
         seen = row.dropna().to_numpy(float)
         if not len(seen):
             continue
-        yield index, "mean", seen.mean()
+        mean, low, high = map(float, t_interval(seen))
+        yield index, "mean", mean
         if len(seen) > 1:
-            half = stats.t.isf(0.025, len(seen) - 1) * seen.std(ddof=1) / math.sqrt(len(seen))
-            yield index, "low", seen.mean() - half
-            yield index, "high", seen.mean() + half
+            yield index, "low", low
+            yield index, "high", high

@@ -1,9 +1,5 @@
 """What noise costs is worked out as it says: ratios of variances cover, blocks stay whole, seeds needed suffice."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,17 +8,9 @@ from scipy import stats
 from sweeps.analysis import power
 from sweeps.analysis.contrasts import switches
 from sweeps.analysis.effects import residual_sd
+from tests.benchmarks.conftest import load
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 FACTORIAL = switches("mod", "latent", "memory")
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec and spec.loader
-    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
 
 
 load("protocol")

@@ -1,22 +1,14 @@
 """Turns are fair, intervals hold what they say, and the page says what is below its goal."""
 
-import importlib.util
 import random
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
+from tests.benchmarks.conftest import load
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec and spec.loader
-    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
 
 
 protocol = load("protocol")

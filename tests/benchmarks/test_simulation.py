@@ -1,23 +1,10 @@
 """The simulations simulate what they say: the way losses come about, its σ, the tests that rival ours, the page."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from scipy import stats
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load(name):
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec and spec.loader
-    module = sys.modules.setdefault(name, importlib.util.module_from_spec(spec))
-    spec.loader.exec_module(module)
-    return module
-
+from tests.benchmarks.conftest import load
 
 load("protocol")
 simulation = load("simulation")

@@ -9,8 +9,8 @@ import pytest
 from lahr.config import DataConfig, TrainConfig, TrialConfig
 from lahr.errors import ConfigError
 from lahr.model_config import ModelConfig
-from lahr.plain import canonical_json, from_dict, read_field
-from lahr.presets import PRESETS, preset, with_levels
+from lahr.plain import canonical_json, changed, from_dict, read_field
+from lahr.presets import PRESETS, preset
 
 MODEL = ModelConfig(vocab_size=61, d_model=32, n_layers=4, n_heads=4, max_seq_len=24)
 TRIAL = TrialConfig(MODEL, DataConfig(), TrainConfig(tokens=9_600, batch_size=4))
@@ -319,8 +319,8 @@ def test_an_option_without_a_stable_identity_is_refused(options, said):
 def test_levels_and_words_reach_single_options():
     """So that a study has factors of them. Caught: the other options lost."""
     own = replace(MODEL, build="a.b:c", options={"width": 3, "deep": False})
-    changed = with_levels(own, {"options.deep": True, "options.depth": 2, "d_model": 64})
-    assert changed == replace(own, d_model=64, options={"width": 3, "deep": True, "depth": 2})
+    other = changed(own, {"options.deep": True, "options.depth": 2, "d_model": 64})
+    assert other == replace(own, d_model=64, options={"width": 3, "deep": True, "depth": 2})
     words = {"3": 3, "0.5": 0.5, "true": True, "none": None, "relu": "relu"}
     found = {text: read_field(ModelConfig, "options.x", text) for text in words}
     assert repr(found) == repr(words)
@@ -360,7 +360,7 @@ def test_a_value_without_a_stable_identity_raises():
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_is_a_valid_model_in_every_cell(name):
     chosen = preset(name)
-    full = with_levels(chosen.model, chosen.on)
+    full = changed(chosen.model, chosen.on)
     assert full.mod_capacity < 1 and full.latent_iterations > 0 and full.memory_slots > 0
     trial = TrialConfig(full, chosen.data, chosen.train)
     assert trial.steps >= 50
@@ -384,5 +384,5 @@ def test_the_presets_have_the_shapes_of_the_readme():
 def test_an_unknown_preset_or_level_names_the_nearest():
     with pytest.raises(ConfigError, match=r"unknown preset 'smal' \(did you mean 'small'\?\)"):
         preset("smal")
-    with pytest.raises(ConfigError, match=r"unknown model field 'memory_slot' \(did you mean 'memory_slots'\?\)"):
-        with_levels(MODEL, {"memory_slot": 4})
+    with pytest.raises(ConfigError, match=r"unknown field 'memory_slot' \(did you mean 'memory_slots'\?\)"):
+        changed(MODEL, {"memory_slot": 4})

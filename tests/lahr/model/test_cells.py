@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from lahr.model import LAHR
 from lahr.model.flops import parameter_counts
 from lahr.model.layers import Block
-from lahr.presets import PRESETS, with_levels
+from lahr.plain import changed
+from lahr.presets import PRESETS
 from tests.lahr.model.conftest import KNN, OPTIONS
 
 MECHANISM = {"mod": "router", "latent": "latent", "memory": "memory"}
@@ -56,7 +57,7 @@ def test_each_variant_has_as_many_parameters_as_its_formula(every):
 @pytest.mark.parametrize("name", ["smoke", "quick"])
 def test_the_presets_have_as_many_parameters_as_the_formula(name):
     """Caught: a hidden layer one wider in the model than in the formula."""
-    on = with_levels(PRESETS[name].model, PRESETS[name].on)
+    on = changed(PRESETS[name].model, PRESETS[name].on)
     assert parameter_counts(on)["total"] == sum(p.numel() for p in LAHR(on).parameters())
 
 

@@ -10,7 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from lahr.model import LAHR
 from lahr.model.flops import exit_readouts, flops_per_token, parameter_counts, training_flops_per_token
 from lahr.model_config import ModelConfig
-from lahr.presets import PRESETS, with_levels
+from lahr.plain import changed
+from lahr.presets import PRESETS
 from tests.lahr.model.conftest import models
 
 
@@ -90,7 +91,7 @@ def test_the_formula_follows_the_query_slices_of_long_windows(length, capacity, 
 def test_the_quick_presets_agree_with_the_counter():
     """Caught: a hidden layer wider in the model than in the formula."""
     quick = PRESETS["quick"]
-    config = with_levels(quick.model, quick.on)
+    config = changed(quick.model, quick.on)
     assert formula(config) == pytest.approx(counted(config)[0], rel=1e-9)
 
 

@@ -8,7 +8,8 @@ import torch
 from lahr.config import TrialConfig
 from lahr.data import prepare
 from lahr.files import Folder
-from lahr.presets import preset, with_levels
+from lahr.plain import changed
+from lahr.presets import preset
 from lahr.training.loop import train
 from lahr.training.runtime import Runtime
 from tests.conftest import LEVELS
@@ -41,7 +42,7 @@ def test_at_a_size_that_fills_the_gpu_two_runs_end_in_the_same_bits(factor, tmp_
     levels = {name: small.on[name] for name in LEVELS[factor]} if factor else {}
     data = replace(small.data, train_tokens=1_000_000, validation_blocks=16)
     lengths = {"tokens": 20 * small.train.batch_size * small.model.max_seq_len, "evaluations": 1, "checkpoints": 1}
-    config = TrialConfig(with_levels(small.model, levels), data, replace(small.train, **lengths), precision="bf16")
+    config = TrialConfig(changed(small.model, levels), data, replace(small.train, **lengths), precision="bf16")
     tokens = prepare(data, small.model.vocab_size, small.model.max_seq_len, tmp_path)
     one, other = (without_clock(list(train(config, tokens, GPU))[-1]) for _ in range(2))
     assert one == other

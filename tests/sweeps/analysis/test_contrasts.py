@@ -77,6 +77,20 @@ def test_a_nested_factor_is_varied_and_estimated_where_its_parent_is_on():
     assert {round(w, 12) for cell, w in mod.items() if "mod" in cell} == {round(1 / 6, 12)} and len(mod) == 8
 
 
+def test_a_mean_at_levels_of_a_nested_factor_is_over_cells_where_it_is_varied():
+    """What the interaction figure shows. Seen to fail: its first level took in the cells where its parent is off."""
+    design = crossed([MOD, ROUTER, LATENT])
+
+    def at(**chosen):
+        return {c: w for c, w in zip(design.cells, design.mean_at(chosen), strict=True) if w}
+
+    assert at(router="", latent="") == {"mod": 1.0}
+    assert at(mod="mod", latent="") == pytest.approx(
+        {"mod": 1 / 3, "mod+router=random": 1 / 3, "mod+router=threshold": 1 / 3}
+    )
+    assert at(mod="", router="router=random") == {}
+
+
 def test_every_effect_of_cells_that_are_equal_is_nothing_and_of_one_level_is_its_own():
     for factors in ([ACT, NORM, HEAD], [MOD, ROUTER, LATENT], [ACT, MOD, ROUTER]):
         design = crossed(factors)

@@ -100,6 +100,7 @@ def main(argv: list[str]) -> int:
             results.table(results.design()),
             others.table(others.design()),
             results.design().contrasts,
+            others.design().contrasts,
             options.blocks,
         )
         text, picture = calibration.render(judged)

@@ -1,6 +1,6 @@
 """Deliberate faults, one at a time, each of which the test of its property must catch.
 
-    make mutations                              all of them, about three minutes on two idle cores
+    make mutations                              all of them, about five minutes on two idle cores
     python tests/mutations.py 7 mixture         those whose property, file or fault has one of the words in it
 
 The sources are copied into a temporary folder, a fault is put in, and the tests that should see it are run there. A
@@ -26,13 +26,15 @@ LAHR, CACHE, FLOPS, GENERATION = (f"lahr/model/{n}.py" for n in ("lahr", "cache"
 LOOP, EVALUATION, BATCHES = "lahr/training/loop.py", "lahr/training/evaluation.py", "lahr/data/batches.py"
 HEAD, COMPILATION, PROFILING = "lahr/model/head.py", "lahr/training/compilation.py", "lahr/training/profiling.py"
 IN_MODEL = "tests/lahr/model"
+EFFECTS, CONTRASTS, SEQUENTIAL = (f"sweeps/analysis/{n}.py" for n in ("effects", "contrasts", "sequential"))
+ANALYSIS = "tests/sweeps/analysis"
 
 
 class Fault(NamedTuple):
     """One deliberate bug."""
 
     property: str
-    """Number in the list of properties (docs/how-it-works.md), or the option it belongs to."""
+    """Number in the list of properties (docs/how-it-works.md), or the option or the part of the analysis."""
     what: str
     file: str
     old: str
@@ -215,6 +217,45 @@ FAULTS = [
     Fault("profile", "the backward pass counted where it runs", PROFILING,
           "forward_of.get(back.sequence_nr, (\"the rest\", \"\"))", "_place(event)",
           "tests/lahr/training/test_profiling.py"),
+    Fault("effects", "the smaller of the two p decides", EFFECTS,
+          "return np.maximum(paired_p(self.estimate, *self.blocked)",
+          "return np.minimum(paired_p(self.estimate, *self.blocked)",
+          f"{ANALYSIS}/test_sequential.py"),
+    Fault("effects", "an interaction without its half", CONTRASTS, " * 2.0 ** (1 - len(term))", "",
+          f"{ANALYSIS}/test_contrasts.py"),
+    Fault("effects", "a level under another weighs as much as its parent", CONTRASTS,
+          "np.where(active, [1 / len(f.labels) for f in factors], 1.0)", "np.ones(active.shape)",
+          f"{ANALYSIS}/test_contrasts.py"),
+    Fault("effects", "a seed's block is not taken out of the residual", EFFECTS,
+          "centred = losses_SC - losses_SC.mean(-1, keepdims=True)\n    residuals = centred - centred.mean(-2",
+          "centred = losses_SC\n    residuals = centred - centred.mean(-2", f"{ANALYSIS}/test_effects.py"),
+    Fault("effects", "a seed-wise interval with the blocked degrees of freedom", EFFECTS,
+          "(own.std(-2, ddof=1) / root, seeds - 1)", "(own.std(-2, ddof=1) / root, (cells - 1) * (seeds - 1))",
+          f"{ANALYSIS}/test_effects.py"),
+    Fault("effects", "Holm's p may fall along its steps", EFFECTS,
+          "np.maximum.accumulate(np.take_along_axis(p, order, -1) * tests, axis=-1)",
+          "np.take_along_axis(p, order, -1) * tests", f"{ANALYSIS}/test_effects.py"),
+    Fault("effects", "equivalence by the narrower bound", EFFECTS,
+          'np.minimum(outer["blocked_low"], outer["seedwise_low"])',
+          'np.maximum(outer["blocked_low"], outer["seedwise_low"])',
+          f"{ANALYSIS}/test_effects.py"),
+    Fault("until decided", "every look spends α anew", SEQUENTIAL,
+          "spending(fraction, alpha) - paid, spending(fraction, alpha)", "spending(fraction, alpha), 0.0",
+          f"{ANALYSIS}/test_sequential.py"),
+    Fault("until decided", "Holm counts effects that are rejected already", SEQUENTIAL,
+          "m = np.maximum((~np.isnan(p)).sum(-1, keepdims=True) - np.arange(terms), 0)",
+          "m = np.maximum(terms - np.arange(terms), 0) * np.ones(p.shape, int)", f"{ANALYSIS}/test_sequential.py"),
+    Fault("until decided", "equivalence at the level of one look", SEQUENTIAL,
+          "fit.halves(nominal(fractions, 2 * ALPHA))", "fit.halves(2 * ALPHA)", f"{ANALYSIS}/test_sequential.py"),
+    Fault("until decided", "what was found after the sweep had stopped stays", SEQUENTIAL,
+          "rejected_at=np.where(late, 0, rejected)", "rejected_at=rejected", f"{ANALYSIS}/test_sequential.py"),
+    Fault("power", "a shifted t for the noncentral one", "sweeps/analysis/power.py",
+          "stats.nct.sf(_critical(blocks, tests, alpha), blocks - 1, noncentrality)",
+          "stats.t.sf(_critical(blocks, tests, alpha) - noncentrality, blocks - 1)", f"{ANALYSIS}/test_power.py"),
+    Fault("comparisons", "synergy without the base", "sweeps/analysis/comparisons.py",
+          '"base": len(singles) - 1.0', '"base": -1.0', f"{ANALYSIS}/test_comparisons.py"),
+    Fault("budgets", "a cell given more where a step costs more", "sweeps/engine/budget.py",
+          'steps * cost["base"] / each', 'steps * each / cost["base"]', "tests/sweeps/engine/test_design.py"),
 ]  # fmt: skip
 
 

@@ -66,7 +66,7 @@ def prepare(
         with locked(folder):
             if not is_whole(folder):  # another process may have prepared it while this one waited
                 _prepare_into(folder, corpus, config, vocab_size, validation_tokens, report)
-    return opened(folder, config, block)
+    return opened(folder, config, block, corpus.description)
 
 
 def _validation_tokens(needed: int) -> int:
@@ -209,12 +209,13 @@ def _encode(
         report(min(1.0, writer.n_tokens / limit))
 
 
-def opened(folder: Path, config: DataConfig, block: int) -> TokenData:
-    """The prepared data that lies whole in `folder`. `ConfigError` where it is too small for what is asked of it."""
+def opened(folder: Path, config: DataConfig, block: int, description: str = "") -> TokenData:
+    """The prepared data that lies whole in `folder`, under the name that its text has now (the one it had when it was
+    prepared, where none is given). `ConfigError` where it is too small for what is asked of it."""
     manifest = read_manifest(folder)
     data = TokenData(
         folder=folder,
-        description=manifest["description"],
+        description=description or manifest["description"],
         content_hash=manifest["content"],
         vocab_size=manifest["tokenizer"]["entries"],
         eot=manifest["tokenizer"]["eot"],

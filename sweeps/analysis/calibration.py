@@ -7,7 +7,7 @@ import pandas as pd
 
 from lahr.errors import check
 from sweeps.analysis.contrasts import Contrasts
-from sweeps.analysis.effects import blocks_by_cell, fit, holm
+from sweeps.analysis.effects import Effects, blocks_by_cell, estimate, fit, holm
 from sweeps.analysis.power import ALPHA
 
 RELABELLED = 4_000
@@ -31,6 +31,8 @@ class Judged:
     """Share of relabelled sweeps with any effect at .05, by rule: `blocked`, `seedwise`, and `both`, the larger p."""
     sigma: float
     """Residual standard deviation, all sweeps together."""
+    left_out: tuple[str, ...]
+    """Why trials entered nothing, each in a few words: those that diverged or are missing, and rows set aside."""
 
     @property
     def nulls(self) -> pd.DataFrame:
@@ -44,22 +46,28 @@ class Judged:
 
 
 def judge(
-    trials: pd.DataFrame, others: pd.DataFrame, design: Contrasts, blocks: int, relabelled: int = RELABELLED
+    trials: pd.DataFrame,
+    others: pd.DataFrame,
+    design: Contrasts,
+    others_design: Contrasts,
+    blocks: int,
+    relabelled: int = RELABELLED,
 ) -> Judged:
     """Every run of `blocks` seeds of `trials` as a sweep of its own, against the truth that `others` tell.
 
-    The first factor has an effect, whose truth is the mean of `others`' contrasts; all else is null. The null trials at
-    its first level are then relabelled: as many sweeps drawn from them, without a block or a cell to their name.
+    The first factor has an effect, which `others_design` has alone and whose truth is the mean over the seeds of
+    `others`; all else is null. The null trials at its first level are then relabelled: as many sweeps drawn from them,
+    without a block or a cell to their name.
     """
-    wide, *_ = blocks_by_cell(trials, "val_loss")
-    losses_SC = wide[list(design.cells)].dropna().to_numpy(float)
+    whole, other = estimate(trials, design), estimate(others, others_design)
+    losses_SC = whole.losses.to_numpy(float)
     check(
         len(losses_SC) >= 2 * blocks,
         f"{len(losses_SC)} seed blocks are complete, which is not two sweeps of {blocks}; run it again to finish more",
     )
     known = design.terms[0]
-    pairs, *_ = blocks_by_cell(others, "val_loss")
-    differences = (pairs[known] - pairs["base"]).dropna().to_numpy(float)
+    differences = other.contrasts[known].to_numpy(float)
+    check(len(differences) >= 2, f"{len(differences)} of the other seeds are complete; run it again to finish more")
     rows = []
     for sweep in range(len(losses_SC) // blocks):
         fitted = fit(losses_SC[sweep * blocks : (sweep + 1) * blocks], design.weights_CT)
@@ -71,7 +79,8 @@ def judge(
         rows.append(table)
     effects = pd.concat(rows, ignore_index=True)
     null = [cell for cell in design.cells if known not in cell.split("+")]
-    pool = wide[null].to_numpy(float).ravel()
+    wide, *_ = blocks_by_cell(trials, "val_loss")  # of blocks that are not complete, too
+    pool = wide.reindex(columns=null).to_numpy(float).ravel()
     pool = pool[np.isfinite(pool)]
     generator = np.random.default_rng(0)
     size = blocks * len(design.cells)
@@ -88,4 +97,11 @@ def judge(
         pool=len(pool),
         familywise={name: float((holm(p) < ALPHA).any(-1).mean()) for name, p in ps.items()},
         sigma=float(np.sqrt((effects.drop_duplicates("sweep")["sigma"] ** 2).mean())),
+        left_out=(*_left_out(whole), *_left_out(other)),
     )
+
+
+def _left_out(effects: Effects) -> tuple[str, ...]:
+    diverged = [f"{cell} at seed {seed} diverged" for cell, seed in effects.diverged]
+    missing = [f"{cell} at seed {seed} is missing" for cell, seed in effects.missing]
+    return (*diverged, *missing, *effects.doubtful)

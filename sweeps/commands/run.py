@@ -63,6 +63,10 @@ def run(options: StudyOptions, console: Console) -> int:
                 if tuned is None:
                     return ended
             sweep = study.resolve(options, console, has_gpu=cluster.gpus > 0, tuned=tuned)
+        if design.seeds < 2:
+            console.print(
+                "one seed block has no intervals and gives no verdict: --seeds 5 sees large effects, 8 a claim"
+            )
         with lease.held(results.folder):
             ended = _train(sweep, tuned, cluster, others, console)
             if ended in (2, 130):
@@ -176,10 +180,6 @@ def _say_start(console: Console, sweep: study.Study, pending: int, taken: int, l
         + ", compiled" * (sweep.runtime.compile == "on")
         + (f"; {taken} taken over from other sweeps" if taken else "")
     )
-    if design.seeds < 2:
-        console.print(
-            "one seed block has no intervals and gives no verdict: --seeds 5 sees large effects, 8 a claim"
-        )
     console.print(f"results: {shown(sweep.results, '')}")
 
 

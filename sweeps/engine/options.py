@@ -240,8 +240,10 @@ def check_room(design: Design, pending: int, at_once: int, folder: Folder) -> No
     if not folder.is_local or not pending:
         return
     largest = max(parameter_counts(trial.config.model)["total"] for trial in design.one_block())
-    # Of one that has ended the weights in fp32; of one that runs two moments as well, and two while a third is written.
-    need = largest * (4 * pending + 12 * 3 * min(at_once, pending))
+    # Of one that has ended the weights in fp32; of one that runs two moments and an average as well, and two of those
+    # while a third is written.
+    running = 16 if design.config.train.ema else 12
+    need = largest * (4 * pending + running * 3 * min(at_once, pending))
     place = Path(folder.uri)
     while not place.exists():
         place = place.parent

@@ -81,6 +81,10 @@ def render(judged: Judged) -> tuple[str, bytes]:
         f"The known effect ({judged.known}) is {signed(judged.truth)} ± {judged.truth_error:.4f} nats (standard error) "
         f"over {judged.truth_seeds} seeds that no sweep has; σ is {judged.sigma:.4f} nats; {judged.pool} null trials "
         "were relabelled.\n\n"
+        + (
+            f"**Left out**, with the rest of their blocks: {'; '.join(judged.left_out)}.\n\n"
+            * bool(judged.left_out)
+        )
         + markdown_table(("what", "found", "goal"), rows)
         + "\n\n![Every interval of every sweep beside its truth](calibration.png)\n\n"
         + "The known effect, sweep by sweep:\n\n"

@@ -137,6 +137,16 @@ def test_a_disk_without_room_is_said_before_anything_starts(place, tmp_path, mon
     assert not (tmp_path / "results").exists()
 
 
+def test_an_average_of_the_weights_takes_room_too(place, tmp_path, monkeypatch):
+    def needed(*words: str) -> float:
+        monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0})())
+        with pytest.raises(ConfigError, match="may take") as raised:
+            factorial([*place, *words, "--model.d-model", "512", "--seeds", "2"])
+        return float(str(raised.value).split("may take ")[1].split(" GiB")[0])
+
+    assert needed("--train.ema", "0.99") > needed()
+
+
 def test_a_place_that_cannot_be_written_to_is_said_within_seconds_and_nothing_starts(
     place, small_disk, monkeypatch, caplog
 ):

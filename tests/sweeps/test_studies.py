@@ -96,6 +96,7 @@ def test_a_rate_is_chosen_then_cells_spend_equal_flops_beside_their_controls(pla
     assert ran.returncode == 0, ran.stderr
     said = " ".join(ran.stdout.split())
     assert "0.005 is taken" in said
+    assert "one seed block" not in said  # which the choice is made on, and no verdict
     folder = tmp_path / "results" / "smoke-stories-flops"
     header = json.loads((folder / "design.json").read_text())
     assert header["design"]["config"]["train"]["lr"] == 0.005 and header["tuned"]["seed"] == 1_000_003

@@ -150,6 +150,18 @@ def test_second_call_prepares_nothing(data: TokenData, cache: Path, monkeypatch:
     assert again.folder == data.folder and again.content_hash == data.content_hash
 
 
+def test_text_goes_by_the_name_that_is_asked_for_now(tmp_path: Path) -> None:
+    """Seen to fail: it went by the name under which the same text was first prepared."""
+    made = []
+    for place in ("one", "other"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "text.txt").write_text(words(0, 40_000))
+        config = DataConfig(corpus=str(tmp_path / place / "text.txt"), validation_blocks=4)
+        made.append(prepare(config, 300, 32, tmp_path / "cache"))
+    assert made[0].folder == made[1].folder
+    assert [Path(data.description).parent.name for data in made] == ["one", "other"]
+
+
 def test_content_hash_is_of_tokens_and_tokenizer_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     documents = [words(i, 60) for i in range(300)]
     text = "\n\n".join(documents)

@@ -77,6 +77,14 @@ def test_a_nested_factor_is_varied_and_estimated_where_its_parent_is_on():
     assert {round(w, 12) for cell, w in mod.items() if "mod" in cell} == {round(1 / 6, 12)} and len(mod) == 8
 
 
+def test_nested_levels_share_the_weight_of_their_parents_level_in_the_effects_of_others():
+    """Where mod is on three cells stand for it, and where it is off one. Caught: all four weighing the same."""
+    latent = weights(crossed([MOD, ROUTER, LATENT]), "latent")
+    assert (latent["latent"], latent["base"]) == (pytest.approx(0.5), pytest.approx(-0.5))
+    on = {cell: w for cell, w in latent.items() if "mod" in cell}
+    assert len(on) == 6 and {round(abs(w), 12) for w in on.values()} == {round(1 / 6, 12)}
+
+
 def test_a_mean_at_levels_of_a_nested_factor_is_over_cells_where_it_is_varied():
     """What the interaction figure shows. Seen to fail: its first level took in the cells where its parent is off."""
     design = crossed([MOD, ROUTER, LATENT])

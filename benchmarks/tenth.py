@@ -26,7 +26,8 @@ from scipy import stats
 from variances import drawn_blocks
 
 from sweeps.analysis import effects
-from sweeps.analysis.effects import EXPLORATORY_BLOCKS, holm, paired_p
+from sweeps.analysis.effects import holm, paired_p
+from sweeps.analysis.power import EXPLORATORY_BLOCKS
 from sweeps.analysis.sequential import ALPHA, MAX_SEEDS, decide, looks
 
 BEGIN, END = "<!-- tenth: python benchmarks/tenth.py --write -->", "<!-- end of tenth -->"

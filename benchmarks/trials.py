@@ -3,11 +3,12 @@
     python benchmarks/trials.py                         # 125, 250, 500 and 1,000 trials, carried by a few launches
     python benchmarks/trials.py --apart --counts 30 60 120      # each a launch of its own
 
-A plain function stands in place of training: it reports a curve of ten points for each trial, and ends. All else is a
+A plain function stands in place of training: it reports a curve of --points for each trial, and ends. All else is a
 sweep's own: Ray Tune, reports, the results folder, event files, the progress line, and the report at the end. Each
 count runs in a process of its own with a Ray of its own. `seconds` are from the first trial's end to the last one's,
-`start` what was before; memory is the driver's resident set at the end, less that before the first trial. The exponent
-is that of a power law fitted over the counts: 1 where a trial costs the same however many there are.
+`start` what was before; `report` is all that the command `report` does, event files too; memory is the driver's
+resident set at the end, less that before the first trial. The exponent is that of a power law fitted over the counts:
+1 where a trial costs the same however many there are.
 """
 
 import io
@@ -35,16 +36,15 @@ from lahr.machine import Demands
 from lahr.presets import preset
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime
-from sweeps.analysis.effects import estimate
+from sweeps.commands.report import report
 from sweeps.engine import schedule, study
 from sweeps.engine.design import Design, Trial
 from sweeps.engine.recorder import Recorder
 from sweeps.engine.results import Results
 from sweeps.factorial import Options as Sweep
-from sweeps.reporting import event_files, report
+from sweeps.reporting import event_files
 from sweeps.reporting.progress import ProgressTable
 
-_POINTS = 10
 _APART_S = 1e4
 """A trial so long that a launch carries it alone."""
 
@@ -57,6 +57,8 @@ class Options:
     """Trials in each of them; rounded to whole blocks of eight."""
     apart: bool = False
     """Each trial in a launch of its own, rather than as many as a launch carries."""
+    points: int = 10
+    """Points of each trial's curve; `quick` has 40."""
     one: int = 0
     """Only this count, in this process; the figures as JSON."""
 
@@ -89,28 +91,31 @@ class Clock:
 def trivial(launch: Launch, name: str, storage: str, callbacks: list[Any]) -> None:
     """In place of training: the records of each trial, as a worker reports them."""
     for trial, config in launch.trials.items():
+        points = config.train.log_points
         rows: list[dict[str, Any]] = [{"trial": trial, "resumed": 0, "warnings": []}]
-        for point in range(1, _POINTS + 1):
-            step = config.steps * point // _POINTS
+        for point in range(1, points + 1):
+            step = config.steps * point // points
             loss = 6.0 - math.log(1 + point) + 0.01 * math.sin(config.seed)
             metrics = dict.fromkeys(("train_loss", "val_loss", "val_loss_topk", "bits_per_byte"), loss)
-            status = "finished" if point == _POINTS else "running"
+            status = "finished" if point == points else "running"
             tokens = step * config.tokens_per_step
             record = Progress(step, tokens, 1e6 * tokens, 0.1 * point, metrics, str(config.seed), status)
             rows.append({"trial": trial, "progress": record.to_json()})
         tune.report({"rows": rows})
 
 
-def one(count: int, apart: bool) -> dict[str, float]:
+def one(count: int, apart: bool, points: int) -> dict[str, float]:
     """One sweep of that many trials: its figures."""
-    small = preset("smoke")
-    sweep = replace(Sweep.of("smoke", small), seeds=max(1, count // 8))
+    sweep = Sweep.of("smoke", preset("smoke"))
+    sweep = replace(
+        sweep, command="report", seeds=max(1, count // 8), train=replace(sweep.train, log_points=points)
+    )
     config = TrialConfig(sweep.model, sweep.data, sweep.train)
     design: Design = sweep.design(config, "0" * 12)
     console, clock = Console(file=io.StringIO()), Clock()
     with tempfile.TemporaryDirectory(prefix="lahr-trials-") as folder, schedule.connected("local") as cluster:
         results = Results.at(folder, "trivial")
-        about = {"preset": "smoke", "data": {"corpus": "none", "floor": None}}
+        about = {"preset": "smoke", "data": {"corpus": "none", "floor": None}, "estimated_seconds": {}}
         results.begin(design, Runtime(), about, study.environment())
         pending = results.pending(design)
         began = time.monotonic()
@@ -137,9 +142,7 @@ def one(count: int, apart: bool) -> dict[str, float]:
         )
         clock.close()
         ended = time.monotonic()
-        done = results.table(design)
-        effects = estimate(done, design.contrasts)
-        report.render(effects, done, results.curves(done["trial"]), study.report_info(results, design, sweep))
+        report(sweep, results, console)
         reported = time.monotonic()
     return {
         "trials": len(pending),
@@ -158,11 +161,12 @@ def _resident_mib() -> float:
 def main(options: Options) -> None:
     """Prints the table."""
     if options.one:
-        print(json.dumps(one(options.one, options.apart)))
+        print(json.dumps(one(options.one, options.apart, options.points)))
         return
     measured = []
     for count in options.counts:
-        command = [sys.executable, __file__, "--one", str(count), *(["--apart"] if options.apart else [])]
+        command = [sys.executable, __file__, "--one", str(count), "--points", str(options.points)]
+        command += ["--apart"] if options.apart else []
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         measured.append(json.loads(done.stdout.splitlines()[-1]))
         print(measured[-1], flush=True)

@@ -9,13 +9,14 @@ from sweeps.analysis.effects import Effects, assumptions, fit
 from sweeps.analysis.sequential import Decisions, decide
 
 
-def until_decided(effects: Effects, max_seeds: int) -> Effects:
+def until_decided(effects: Effects, max_seeds: int, first_seed: int = 0) -> Effects:
     """The same effects, with the verdicts, estimates and repeated intervals of the last look that was taken.
 
-    `effects` is what `estimate` says of all seeds whose trials have ended. What comes back is of the blocks that the
-    look counted. Before the first look there are no verdicts, and the intervals stay those of `estimate`.
+    Looks go by the seeds from `first_seed` on, whether or not there is a row of one. `effects` is what `estimate` says
+    of all seeds whose trials have ended. What comes back is of the blocks that the look counted. Before the first look
+    there are no verdicts, and the intervals stay those of `estimate`.
     """
-    decided = _decisions(effects, max_seeds)
+    decided = _decisions(effects, max_seeds, first_seed)
     looked = 0 if effects.withheld else int(decided.looked_at)
     table = effects.table.assign(p_adjusted=np.nan, settled_at=decided.settled_at if looked else 0)
     if not looked:
@@ -46,13 +47,14 @@ def until_decided(effects: Effects, max_seeds: int) -> Effects:
     )
 
 
-def next_look(effects: Effects, max_seeds: int) -> int | None:
+def next_look(effects: Effects, max_seeds: int, first_seed: int = 0) -> int | None:
     """Seeds to go on to; None where all is settled, nothing more is allowed, or a divergence withholds everything."""
-    following = int(_decisions(effects, max_seeds).next_look)
+    following = int(_decisions(effects, max_seeds, first_seed).next_look)
     return following or None if not effects.withheld else None
 
 
-def _decisions(effects: Effects, max_seeds: int) -> Decisions:
-    seeds = sorted({*effects.blocks, *effects.incomplete})
+def _decisions(effects: Effects, max_seeds: int, first_seed: int) -> Decisions:
+    last = max((*effects.blocks, *effects.incomplete), default=first_seed - 1)
+    seeds = range(first_seed, min(last, first_seed + max_seeds - 1) + 1)
     losses = effects.losses.reindex(seeds).to_numpy(float)
-    return decide(losses[:max_seeds], effects.design.weights_CT, effects.smallest_effect, max_seeds)
+    return decide(losses, effects.design.weights_CT, effects.smallest_effect, max_seeds)

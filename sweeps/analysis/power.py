@@ -1,9 +1,10 @@
 """How small an effect a sweep can detect, and how many seed blocks an effect takes.
 
 The rule of `effects.estimate` calls an effect real when the larger of its blocked and its seed-wise p survives Holm
-over all m effects. Power is counted at Holm's strictest step, α/m, and with the seed-wise t: it has n − 1 degrees of
-freedom against the blocked one's (C − 1)(n − 1) over C cells, so it decides. (That both must reject costs less than
-0.01 of power up to 12 blocks and 0.015 beyond, by simulation.)
+over all m effects, and claims nothing from three blocks or fewer. Power is counted at Holm's strictest step, α/m, and
+with the seed-wise t: it has n − 1 degrees of freedom against the blocked one's (C − 1)(n − 1) over C cells, so it
+decides. (That both must reject costs less than 0.01 of power up to 12 blocks and 0.015 beyond, by simulation.) An
+effect that differs from seed to seed has more noise than σ says, and is found less often.
 
 σ is the residual standard deviation of one trial within its block. One seed's contrast is a weighted sum over cells;
 with weights of the norm w its standard deviation is wσ, and that of an effect over n blocks wσ/√n. In a 2^k factorial
@@ -21,6 +22,8 @@ from lahr.errors import check
 
 ALPHA = 0.05
 POWER = 0.8
+EXPLORATORY_BLOCKS = 3
+"""With so few blocks no effect of a plausible size can be claimed, and every verdict is "exploratory"."""
 MOST_BLOCKS = 1 << 20
 NORM, TESTS = math.sqrt(0.5), 7
 """Of the 2³ factorial."""
@@ -56,7 +59,8 @@ def _noncentrality(blocks: int, tests: int, alpha: float, target: float) -> floa
 def blocks_needed(
     effect: float, sigma: float, norm: float = NORM, tests: int = TESTS, alpha: float = ALPHA, target: float = POWER
 ) -> int | None:
-    """Fewest seed blocks that find `effect` with probability `target`; None where a million do not suffice."""
+    """Fewest seed blocks that find `effect` with probability `target`, and can claim it; None where a million do not
+    suffice."""
     check(effect > 0, f"the smallest effect of interest is {effect}; it must be above 0, such as 0.02 nats")
     if not math.isfinite(sigma):
         return None
@@ -64,7 +68,7 @@ def blocks_needed(
     def enough(blocks: int) -> bool:
         return smallest_detectable(sigma, blocks, norm, tests, alpha, target) <= effect
 
-    low, high = 1, 2
+    low, high = EXPLORATORY_BLOCKS, EXPLORATORY_BLOCKS + 1
     while not enough(high):
         low, high = high, 2 * high
         if high > MOST_BLOCKS:

@@ -58,7 +58,8 @@ class Decisions:
     """(…, T): the same, from each seed's own contrast."""
     bound_low: np.ndarray
     bound_high: np.ndarray
-    """(…, T): the outer limits of both repeated 90 % intervals, which lie within ±x where an effect is equivalent."""
+    """(…, T): the outer limits of both repeated 90 % intervals; of an effect that is equivalent, at the look that found
+    it so, where they lie within ±x."""
     rejected_at: np.ndarray
     """(…, T): seeds at the look where the effect was found to help or hurt; 0 where it was not."""
     sign: np.ndarray
@@ -208,12 +209,15 @@ def decide(
     late = rejected > stop[..., None]
     at = np.searchsorted(taken, stop)
     figures = np.take_along_axis(np.stack(found), at[None, None, ..., None], axis=0)[0]
+    equivalent = np.where(equivalent > stop[..., None], 0, equivalent)
+    at_bounds = np.where(equivalent > 0, np.searchsorted(taken, equivalent), at[..., None])
+    figures[-2:] = np.take_along_axis(np.stack(found)[:, -2:], at_bounds[None, None], axis=0)[0]
     names = ("estimate", *(f"{name}_{end}" for name in ("blocked", "seedwise", "bound") for end in ("low", "high")))
     return Decisions(
         **dict(zip(names, figures, strict=True)),
         rejected_at=np.where(late, 0, rejected),
         sign=np.where(late, 0, sign),
-        equivalent_at=np.where(equivalent > stop[..., None], 0, equivalent),
+        equivalent_at=equivalent,
         looked_at=stop,
         blocks=np.concatenate(([0], np.cumsum(complete_S)))[stop],
         next_look=np.where(done, 0, next((look for look in planned if look > seeds), 0)),

@@ -1,5 +1,6 @@
 """`report`: the report and the event files, from the results folder alone."""
 
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -75,13 +76,13 @@ def estimated(results: Results, design: Design, smallest_effect: float | None = 
     """The effects of all that stands there, by the rule that was declared when the sweep was begun."""
     header, trials = results.header(), results.table(design)
     cap = header.get("max_seeds")
-    if cap:  # a block that still runs is no part of a look
+    if cap:  # a look waits for every seed that it was planned with
         given_up = {failure["trial"] for failure in results.failures(design)}
-        running = {trial.seed for trial in results.pending(design) if trial.id not in given_up}
-        trials = trials[~trials["seed"].isin(running)]
+        running = [trial.seed for trial in results.pending(design) if trial.id not in given_up]
+        trials = trials[trials["seed"] < min(running, default=math.inf)]
     effect = smallest_effect if smallest_effect is not None else header.get("smallest_effect")
     effects = estimate(trials, design.contrasts, smallest_effect=effect)
-    return until_decided(effects, cap) if cap else effects
+    return until_decided(effects, cap, design.first_seed) if cap else effects
 
 
 def shown(results: Results, name: str) -> str:

@@ -161,7 +161,7 @@ def _next_look(sweep: study.Study) -> int | None:
         return None
     design = results.design()
     effects = estimate(results.table(design), design.contrasts, smallest_effect=options.smallest_effect)
-    following = next_look(effects, options.max_seeds)
+    following = next_look(effects, options.max_seeds, design.first_seed)
     return following if following is not None and following > design.seeds else None
 
 

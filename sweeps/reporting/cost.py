@@ -12,8 +12,9 @@ from sweeps.reporting import figures
 from sweeps.reporting.literal import markdown_table
 
 
-def cost(trials: pd.DataFrame, effects: Effects) -> str:
-    """What each cell costs beside base, and which no other beats at its cost."""
+def cost(trials: pd.DataFrame, effects: Effects, equal_at: str) -> str:
+    """What each cell costs beside base, and which no other beats at its cost. Of what all were given alike there is no
+    front: whole steps make costs differ by a little, and every cell could stand on it."""
     finished = trials[trials["status"] != "diverged"]
     if finished.empty:
         return "## Cost\n\nNo trial has finished."
@@ -21,7 +22,12 @@ def cost(trials: pd.DataFrame, effects: Effects) -> str:
     by_cell = finished.groupby("cell")
     complete = finished[finished["seed"].isin(effects.blocks)] if effects.blocks else finished
     means = complete.groupby("cell")[["flops", "seconds", "val_loss"]].mean()
-    fronts = {"FLOPs": pareto_front(means, "flops").index, "time": pareto_front(means, "seconds").index}
+    names = {"flops": "FLOPs", "seconds": "time"}
+    fronts = {
+        name: pareto_front(means, column).index
+        for column, name in names.items()
+        if equal_at != figures.EQUAL_OF[column]
+    }
     rows = []
     for cell in cells_in_order([str(c) for c in by_cell.groups], effects.design):
         part = by_cell.get_group(cell)
@@ -57,8 +63,9 @@ def cost(trials: pd.DataFrame, effects: Effects) -> str:
         + markdown_table(head, rows)
         + (
             "\n\nThroughput was measured beside other trials; the figure that counts is measured alone, "
-            "by `benchmarks/`. Ratios are paired by seed and analysed as logs. On the front of loss against FLOPs, or "
-            "against seconds, are the cells that no other beats at as little; which is on it is itself uncertain."
+            "by `benchmarks/`. Ratios are paired by seed and analysed as logs. On the front of loss against "
+            + " or ".join({"FLOPs": "FLOPs", "time": "seconds"}[name] for name in fronts)
+            + " are the cells that no other beats at as little; which is on it is itself uncertain."
         )
     )
 

@@ -31,12 +31,18 @@ MARKERS = "osD^vPXp"
 GREY, BAND, THICK, THIN = "#7a7a7a", "#e4e4e4", "#0072B2", "#333333"
 STYLE: dict[str, Any] = {"linewidth": 1.6, "markersize": 6.5}
 LABELS = {"val_loss": "validation loss (nats a token)"}
+EQUAL_OF = {"flops": "flops", "seconds": "time"}
+"""Cost → the budget that makes it the same for all cells."""
 SHEET_PAIRS, ROW = 3, 3
 """Interactions on the sheet at most, and panels in a row of the figures that have many."""
 
 
 def draw(
-    effects: Effects, trials: pd.DataFrame, curves: Mapping[str, pd.DataFrame], title: str = ""
+    effects: Effects,
+    trials: pd.DataFrame,
+    curves: Mapping[str, pd.DataFrame],
+    title: str = "",
+    equal_at: str = "tokens",
 ) -> dict[str, bytes]:
     """PNG bytes by file name: report, effects, curves, along, cost and, with two factors or more, interactions.
 
@@ -91,8 +97,8 @@ def draw(
 
     figure = _figure(10.0, 4.6)
     left, right = figure.subplots(1, 2, sharey=True)
-    draw_cost(left, effects, trials, "flops")
-    draw_cost(right, effects, trials, "seconds")
+    draw_cost(left, effects, trials, "flops", equal_at)
+    draw_cost(right, effects, trials, "seconds", equal_at)
     right.set_ylabel("")
     finish("cost.png", figure, cells, 0.3)
 
@@ -111,8 +117,8 @@ def draw(
             axes.set_ylabel("")
             axes.sharey(panels[0])
             axes.tick_params(labelleft=False)
-    draw_cost(panels[-2], effects, trials, "flops")
-    draw_cost(panels[-1], effects, trials, "seconds")
+    draw_cost(panels[-2], effects, trials, "flops", equal_at)
+    draw_cost(panels[-1], effects, trials, "seconds", equal_at)
     panels[-1].set_ylabel("")
     finish("report.png", figure, cells, 0.42)
     return files
@@ -284,8 +290,9 @@ def draw_curves(
         _say(axes, "no cell has curves beside base's")
 
 
-def draw_cost(axes: Axes, effects: Effects, trials: pd.DataFrame, cost: str) -> None:
-    """Each cell's mean loss against its mean cost (`flops` or `seconds`), and the front that nothing beats."""
+def draw_cost(axes: Axes, effects: Effects, trials: pd.DataFrame, cost: str, equal_at: str) -> None:
+    """Each cell's mean loss against its mean cost (`flops` or `seconds`), and the front that nothing beats; there is
+    none in what all were given alike."""
     finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
     finished = finished[finished["seed"].isin(effects.blocks)]
     if finished.empty:
@@ -296,8 +303,17 @@ def draw_cost(axes: Axes, effects: Effects, trials: pd.DataFrame, cost: str) -> 
     if len(effects.blocks) > 1:
         freedom = (len(effects.design.cells) - 1) * (len(effects.blocks) - 1)
         half = stats.t.isf(0.025, freedom) * effects.sigma / math.sqrt(len(effects.blocks))
-    front = pareto_front(means, cost, effects.metric)
-    axes.step(front[cost], front[effects.metric], where="post", color=GREY, linestyle="--", linewidth=1.2, zorder=1)
+    if equal_at != EQUAL_OF[cost]:
+        front = pareto_front(means, cost, effects.metric)
+        axes.step(
+            front[cost], front[effects.metric], where="post", color=GREY, linestyle="--", linewidth=1.2, zorder=1
+        )
+        axes.legend(
+            handles=[Line2D([], [], color=GREY, linestyle="--", label="Pareto front")],
+            frameon=False,
+            fontsize=8,
+            loc="best",
+        )
     for cell in cells_in_order([str(c) for c in means.index], effects.design):
         x, y = means.loc[cell].to_numpy(float)
         axes.errorbar(x, y, yerr=half, capsize=3, **cell_style(cell, effects.design), **STYLE)
@@ -310,12 +326,6 @@ def draw_cost(axes: Axes, effects: Effects, trials: pd.DataFrame, cost: str) -> 
     else:
         axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
-    axes.legend(
-        handles=[Line2D([], [], color=GREY, linestyle="--", label="Pareto front")],
-        frameon=False,
-        fontsize=8,
-        loc="best",
-    )
 
 
 def short_number(value: float) -> str:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from sweeps.analysis.comparisons import divergences, extra_family, second_family, without_extras
 from sweeps.analysis.effects import Effects, believed
+from sweeps.analysis.power import EXPLORATORY_BLOCKS
 from sweeps.reporting import figures, page
 from sweeps.reporting.cost import cost
 from sweeps.reporting.literal import code, literal, markdown_table
@@ -37,7 +38,7 @@ def render(
     design = effects.design
     second, lost = second_family(trials, design), divergences(every, design)
     title = f"{info['name']}: {horizon(info)}, complete seed blocks: {len(effects.blocks)}"
-    files = figures.draw(effects, trials, curves, title) | dict(pictures or {})
+    files = figures.draw(effects, trials, curves, title, info["equal_at"]) | dict(pictures or {})
     files["effects.csv"] = effects.table.to_csv(index=False).encode()
     files["verdict.json"] = document(effects, second, options, lost, every, info)
     alone = [name for name in files if name.endswith(".png") and name not in (pictures or {})]
@@ -48,13 +49,15 @@ def render(
         section,
         "## Figures\n\n![Effects, interactions, paired learning curves and cost](report.png)\n\n"
         "One colour is one cell everywhere. Thick bars are blocked intervals, thin ones seed-wise, each tick is a "
-        "seed. Alone: " + ", ".join(f"[{name}]({name})" for name in alone) + ".",
+        "seed. Bars around means of cells leave out what seeds have in common: they are for comparing cells. Alone: "
+        + ", ".join(f"[{name}]({name})" for name in alone)
+        + ".",
         "## Along the way\n\n![Each effect at every evaluation](along.png)\n\n"
         "The same effects at every evaluation, cells compared at equal shares of their training. The bands are 95 %, "
         "seed-wise and pointwise: each holds for one point by itself, and the verdict is that of the end.",
         _second(second, effects, lost),
-        _options(options, lost, bool(effects.max_seeds)),
-        cost(trials, effects),
+        _options(options, effects, lost),
+        cost(trials, effects, info["equal_at"]),
         _rates(info["tuned"]),
         sanity(effects, every, lost, info),
         _environment(info),
@@ -108,12 +111,11 @@ def _meaning(effects: Effects) -> str:
     if len(design.factors) > 1 and design.order != 1:
         text += "An interaction of two is half the difference of differences, of three a quarter, and so on. "
     if design.order is not None and design.order < len(design.factors):
-        text += f"Interactions of more than {design.order} are taken to be none"
         text += (
-            f"; without the cells {', '.join(map(literal, design.left_out))} the effects are least-squares estimates "
-            "that rest on it. "
+            f"Interactions of more than {design.order} are taken to be none; without the cells "
+            f"{', '.join(map(literal, design.left_out))} the effects are least-squares estimates that rest on it. "
             if design.left_out
-            else ". "
+            else f"Interactions of more than {design.order} were not asked for, and are in none of these rows. "
         )
     return text
 
@@ -123,12 +125,15 @@ def _detection(effects: Effects) -> str:
     if math.isnan(effects.sigma):
         return head + "Nothing can be said: it takes two complete seed blocks to see the noise."
     least, most = effects.table["detectable"].min(), effects.smallest_detectable
-    size = f"{most:.3g}" if most < 1.01 * least else f"{least:.3g} to {most:.3g} (by how many trials it rests on)"
+    size = f"{most:.3g} nats"
+    if most >= 1.01 * least:
+        size = f"{least:.3g} to {most:.3g} nats, by how many trials it rests on,"
     text = "Taken as one look: " if effects.looked else ""
     text += (
         f"One trial scatters by σ = {effects.sigma:.4f} nats within its block. With {len(effects.blocks)} complete "
-        f"blocks an effect of {size} nats is found with 80 % probability (at the strictest step of Holm); a smaller "
-        "one may well have been missed, which is no evidence that there is none."
+        f"blocks an effect of {size} is found with 80 % probability (at the strictest step of Holm, if its noise is "
+        "this σ: one that differs from seed to seed is found less often); a smaller one may well have been missed, "
+        "which is no evidence that there is none."
     )
     if effects.smallest_effect is not None:
         text += f" The smallest effect of interest is {effects.smallest_effect:g} nats."
@@ -174,7 +179,7 @@ def _selected(rows: pd.DataFrame, lost: pd.DataFrame) -> str:
     return f" {', '.join(gone)} diverged at some seeds: what remains is a selected sample." if len(gone) else ""
 
 
-def _options(extra: pd.DataFrame, lost: pd.DataFrame, looked: bool) -> str:
+def _options(extra: pd.DataFrame, effects: Effects, lost: pd.DataFrame) -> str:
     """The extra cells, each beside those that it is to be compared with; nothing where there are none."""
     if extra.empty:
         return ""
@@ -209,7 +214,8 @@ def _options(extra: pd.DataFrame, lost: pd.DataFrame, looked: bool) -> str:
         + "\n\nControls and options, each minus the cell that it stands beside, paired by seed; one t over the seeds' "
         "differences, adjusted over these rows by Holm. They enter no effect above."
         + _selected(extra, lost)
-        + " No look is paid for." * looked
+        + " No look is paid for." * bool(effects.max_seeds)
+        + " So few blocks are exploratory and claim nothing." * bool(extra["blocks"].max() <= EXPLORATORY_BLOCKS)
     )
 
 

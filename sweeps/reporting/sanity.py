@@ -36,7 +36,7 @@ def sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Map
             if uneven and info["equal_at"] == "tokens" and not info["varied"]
             else "Data order: the same in every cell of each seed block"
             if not uneven
-            else "Data order: cells read prefixes of different length"
+            else "Data order: not comparable by its hash, since cells read prefixes of different length of one stream"
         )
     lines += _routing(finished) + _exits(finished)
     if info["floor"] is not None and len(finished):

@@ -11,6 +11,7 @@ from scipy import stats
 
 from sweeps.analysis.contrasts import Levels
 from sweeps.analysis.effects import Effects
+from sweeps.analysis.power import EXPLORATORY_BLOCKS
 from sweeps.analysis.surface import Surface
 from sweeps.reporting.literal import markdown_table
 from sweeps.reporting.verdict import interval, p_value, signed
@@ -33,12 +34,16 @@ def section(effects: Effects, surface: Surface, across: str, down: str) -> tuple
     worst = (effects.losses.mean() - surface.fitted).abs()
     text = (
         "## Response surface\n\n"
-        f"![Mean loss of each cell, with its 95 % interval]({PICTURE})\n\n"
+        f"![Mean loss of each cell; ± is within blocks]({PICTURE})\n\n"
         + markdown_table(("term", "nats", "95 % blocked", "95 % seed-wise", "p"), rows)
         + "\n\nA polynomial of second order in the logarithms (base 2) of the factors, fitted to all blocks; an arm "
         "apart has a jump. Intervals are those within blocks; they and p are each term's own, adjusted for nothing. "
         f"What cells have beyond the surface: at most {worst.max():.4f} nats ({worst.idxmax()}), lack of fit p "
-        f"{p_value(surface.lack_of_fit_p)}."
+        f"{p_value(surface.lack_of_fit_p)}. ± in the picture leaves out what seeds have in common: it is for comparing "
+        "cells."
+        + " All blocks that are there enter, and no look is paid for." * bool(effects.max_seeds)
+        + " A trial diverged, so what remains is a selected sample and claims nothing." * effects.withheld
+        + " So few blocks are exploratory and claim nothing." * (len(effects.blocks) <= EXPLORATORY_BLOCKS)
     )
     return text, {PICTURE: heat_map(effects, across, down)}
 

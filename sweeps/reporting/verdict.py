@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis import power
-from sweeps.analysis.effects import EXPLORATORY_BLOCKS, Effects
+from sweeps.analysis.effects import Effects
+from sweeps.analysis.power import EXPLORATORY_BLOCKS
 from sweeps.analysis.sequential import FIRST_LOOK
 
 
@@ -56,11 +57,12 @@ def sentences(effects: Effects, info: Mapping[str, Any]) -> list[str]:
         )
     if effects.looked:
         how = (
-            f"Blocks were added until every effect was settled, {effects.looked} of at most {effects.max_seeds}"
+            f"Blocks were added until every effect was settled, after {effects.looked} seeds of at most "
+            f"{effects.max_seeds}"
             if effects.settled
-            else f"All {effects.max_seeds} blocks that were allowed did not settle every effect"
-            if effects.looked == effects.max_seeds
-            else f"Blocks are added until all is settled, {effects.looked} of at most {effects.max_seeds} so far"
+            else f"All {effects.max_seeds} seeds that were allowed did not settle every effect"
+            if len(effects.blocks) + len(effects.incomplete) >= (effects.max_seeds or 0)
+            else f"Blocks are added until all is settled: {effects.looked} seeds of at most {effects.max_seeds} so far"
         )
         said.append(
             f"{how}. Intervals are repeated ones, valid at every look; an estimate that ended the search is on average "
@@ -205,7 +207,7 @@ def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
         )
     text += "."
     if _excludes_zero(row, "blocked") != _excludes_zero(row, "seedwise"):
-        text += " The two intervals disagree about 0, so the seed-wise one may show that it differs between seeds."
+        text += " The two intervals disagree about 0; the rule goes by the larger p of the two."
     if effects.withheld or effects.exploratory:
         return text
     if ":" in term and verdict.startswith(("helps", "hurts")):

@@ -114,7 +114,7 @@ def test_a_rate_is_chosen_then_cells_spend_equal_flops_beside_their_controls(pla
     assert "at equal FLOPs" in report and "## Learning rate" in report and "| latent@r1 |" in report
     beside = report.split("## Cells beside the factorial")[1].split("##")[0]
     assert beside.count("| latent@r1 |") == 2 and beside.count("| mod@frozen |") == 2
-    assert "cells read prefixes of different length" in report
+    assert "cells read prefixes of different length of one stream" in report
 
     carried = study("sweeps/factorial.py", *place, *words, "--controls", "params", "r1", "frozen")
     assert "every trial of this design is finished" in carried.stdout

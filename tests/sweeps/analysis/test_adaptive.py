@@ -60,13 +60,33 @@ def test_everything_is_of_the_blocks_that_the_look_counted(made):
     assert effects.looked == 4 and effects.blocks == (0, 1, 2, 3) and effects.settled
     assert effects.sigma == pytest.approx(four.sigma) and effects.checks == four.checks
     np.testing.assert_allclose(effects.table["p"], four.table["p"])
-    assert "until every effect was settled, 4 of at most 8" in said(made, trials, effects)
+    assert "until every effect was settled, after 4 seeds of at most 8" in said(made, trials, effects)
 
 
 def test_a_cap_that_settles_nothing_says_so(made):
     trials = made.trials(8)
     effects = decided(trials, x=1e-4)
     assert effects.looked == 8 and not effects.settled
-    assert "All 8 blocks that were allowed did not settle every effect" in said(made, trials, effects)
+    assert "All 8 seeds that were allowed did not settle every effect" in said(made, trials, effects)
     part = trials[trials["seed"] < 6]
-    assert "until all is settled, 6 of at most 8 so far" in said(made, part, decided(part, x=1e-4))
+    assert "until all is settled: 6 seeds of at most 8 so far" in said(made, part, decided(part, x=1e-4))
+
+
+def test_a_cap_whose_last_blocks_stay_incomplete_has_ended(made):
+    """Seen to fail: "6 of at most 8 so far", in a sweep that had nothing left to run."""
+    trials = made.trials(8)
+    broken = trials[(trials["seed"] < 6) | (trials["cell"] != "mod")]
+    effects = decided(broken, x=1e-4)
+    assert effects.looked == 6 and effects.incomplete == (6, 7)
+    assert "All 8 seeds that were allowed did not settle every effect" in said(made, broken, effects)
+
+
+def test_looks_go_by_seeds_also_where_one_has_no_row_at_all(made):
+    """Seen to fail: without seed 1 the four rows 0, 2, 3 and 4 made a look that nobody had planned."""
+    trials = made.trials(6, sigma=0.002)
+    gone = trials[trials["seed"] != 1]
+    assert not decided(gone[gone["seed"] < 5], x=0.5).looked
+    assert decided(gone, x=0.5).looked == 6 and decided(gone, x=0.5).blocks == (0, 2, 3, 4, 5)
+    later = trials.assign(seed=trials["seed"] + 100)
+    moved = until_decided(estimate(later[later["seed"] != 100], DESIGN, smallest_effect=0.5), 8, 100)
+    assert moved.looked == 6 and moved.blocks == (101, 102, 103, 104, 105)

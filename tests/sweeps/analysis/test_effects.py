@@ -91,7 +91,11 @@ def test_holm_by_hand():
 def test_one_factor_of_the_table(made):
     trials = made.trials(4)
     one = estimate(trials[~trials["latent"] & ~trials["memory"]], switches("mod"))
+    wide = trials.pivot(index="seed", columns="cell", values="val_loss")
     assert list(one.table["term"]) == ["mod"]
+    assert one.table["estimate"].item() == pytest.approx((wide["mod"] - wide["base"]).mean())
+    paired = stats.ttest_rel(wide["mod"], wide["base"]).pvalue
+    assert one.table["p_blocked"].item() == one.table["p_seedwise"].item() == pytest.approx(paired)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])
@@ -109,14 +113,15 @@ def test_familywise_error_holds_where_a_slope_differs_between_seeds():
     blocked = (holm(fitted["p_blocked"]) < 0.05).any(-1).mean()
     rule = (holm(rule_p(fitted)) < 0.05).any(-1).mean()
     assert blocked > 0.12  # why the rule needs the seed-wise p
-    assert rule < 0.06
+    assert rule < 0.02  # 0.008 in docs/statistics.md
     inside = (fitted["seedwise_low"] <= 0) & (fitted["seedwise_high"] >= 0)
     assert 0.93 < inside[:, 0].mean() < 0.97
 
 
 def test_familywise_error_under_the_null():
-    rule = rule_p(fit(simulate(4_000, 5), DESIGN.weights_CT))
-    assert (holm(rule) < 0.05).any(-1).mean() < 0.06
+    fitted = fit(simulate(4_000, 5), DESIGN.weights_CT)
+    rule, blocked = ((holm(p) < 0.05).any(-1).mean() for p in (rule_p(fitted), fitted["p_blocked"]))
+    assert 0.003 < rule < 0.02 and 0.035 < blocked < 0.06  # 0.009 and 0.048 in docs/statistics.md
 
 
 def test_a_missing_trial_takes_its_block_out_of_everything(made):
@@ -217,6 +222,17 @@ def test_checks_find_what_is_wrong(made):
     unequal = made.trials(12, rng=2)
     unequal.loc[unequal["cell"] == "mod", "val_loss"] += generator.normal(0, 0.4, 12)
     assert estimate(unequal).checks["equal_variances_p"] < 0.01
+
+
+def test_unequal_variances_are_called_as_often_as_they_should_be_and_seen_where_they_are():
+    """Seen to fail: with the p of an F, which at five blocks is hardly ever below .05."""
+    sound = simulate(200, 5)
+    noisy = simulate(200, 5, sigma=0) + np.random.default_rng(5).normal(0, 0.012, (200, 5, 8)) * np.where(
+        SIGNS[:, 0] > 0, 2, 0.5
+    )
+    called, seen = ([assumptions(y, range(5))["equal_variances_p"] for y in of] for of in (sound, noisy))
+    assert 0.02 < np.mean(np.array(called) < 0.05) < 0.085
+    assert np.mean(np.array(seen) < 0.05) > 0.5
 
 
 def test_outlying_seeds_are_rarely_called_where_there_are_none():

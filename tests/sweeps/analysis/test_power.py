@@ -52,11 +52,12 @@ def test_detectable_effect_scales_with_the_noise_and_falls_with_blocks():
 def test_blocks_needed_is_the_fewest_that_detect(effect):
     blocks = blocks_needed(effect, 0.04)
     assert smallest_detectable(0.04, blocks) <= effect
-    assert blocks == 2 or smallest_detectable(0.04, blocks - 1) > effect
+    assert blocks == 4 or smallest_detectable(0.04, blocks - 1) > effect
 
 
 def test_blocks_needed_at_the_ends():
-    assert blocks_needed(10.0, 0.01) == 2
+    """Seen to fail: two and three blocks, from which the rule claims nothing."""
+    assert blocks_needed(10.0, 0.01) == blocks_needed(0.08, 0.01) == 4
     assert blocks_needed(1e-9, 0.04) is None
     with pytest.raises(ConfigError, match="above 0"):
         blocks_needed(0.0, 0.04)

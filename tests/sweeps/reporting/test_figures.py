@@ -72,7 +72,7 @@ def test_the_forest_draws_what_the_table_says(made):
 def test_the_pareto_front_is_what_nothing_beats(made):
     trials = made.trials(5)
     axes = Figure().subplots()
-    figures.draw_cost(axes, estimate(trials), trials, "flops")
+    figures.draw_cost(axes, estimate(trials), trials, "flops", "tokens")
     front = next(line for line in axes.lines if line.get_drawstyle() == "steps-post")
     means = trials.groupby("cell")[["flops", "val_loss"]].mean()
     unbeaten = [
@@ -81,6 +81,10 @@ def test_the_pareto_front_is_what_nothing_beats(made):
     ]  # fmt: skip
     np.testing.assert_allclose(np.column_stack(front.get_data()), sorted(unbeaten))
     assert 1 < len(unbeaten) < 8
+    for cost, equal in (("flops", "flops"), ("seconds", "time")):  # of what all are given alike there is none
+        axes = Figure().subplots()
+        figures.draw_cost(axes, estimate(trials), trials, cost, equal)
+        assert not [line for line in axes.lines if line.get_drawstyle() == "steps-post"] and not axes.get_legend()
 
 
 def test_a_sheet_is_drawn_for_any_state_of_a_sweep(made):

@@ -258,6 +258,17 @@ def test_what_an_effect_is_is_said_of_nested_factors_and_fractions(made, no_figu
     shown = report.render(effects, trials, {}, made.info(trials))["report.md"].decode()
     assert "Interactions of more than 1 are taken to be none; without the cells mod+latent" in shown
 
+    whole = analysis.estimate(trials, crossed([Levels(n, ("", n)) for n in ("mod", "latent", "memory")], order=1))
+    shown = report.render(whole, trials, {}, made.info(trials))["report.md"].decode()
+    assert "Interactions of more than 1 were not asked for" in shown and "taken to be none" not in shown
+
+    nested = crossed([Levels("mod", ("", "mod")), Levels("cap", ("", "cap=0.5"), within="mod")])
+    trials = trials[trials["cell"].isin(["base", "mod", "mod+latent"])].replace(
+        {"cell": {"mod+latent": "mod+cap=0.5"}}
+    )
+    shown = report.render(analysis.estimate(trials, nested), trials, {}, made.info(trials))["report.md"].decode()
+    assert "cap: nested, estimated where what it is nested in is not at its first level" in shown
+
 
 def test_a_control_that_diverged_is_a_selected_sample(made, no_figures):
     trials = made.trials(5).assign(extra_of=None)

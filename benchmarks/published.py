@@ -3,8 +3,9 @@
     python benchmarks/published.py time results/tokens                  a step of every cell in turn, on a quiet machine
     python benchmarks/published.py write results/tokens results/flops   into the page, and both reports beside it
 
-The first sweep is at equal tokens, and is the primary one; the second at equal FLOPs. Differences of cells have the two
-estimators of docs/statistics.md. A published figure is called excluded where neither interval holds it.
+The first sweep is at equal tokens, declared primary, and the second at equal FLOPs. Cells minus `base` are the second
+family of docs/statistics.md, at each point adjusted on its own, with the rule's words. A published figure was printed
+rounded, so a band is set against our interval: `compatible` where they overlap, which a wide interval always does.
 """
 
 import json
@@ -13,13 +14,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import tyro
 from protocol import KEPT, Figure, figure, made, measure, ratio, table, write_rows
 from rich.console import Console
+from scipy import stats
 from steps import Setting, ours
 
 from lahr.errors import check
@@ -27,8 +29,9 @@ from lahr.files import Folder
 from lahr.model.flops import training_flops_per_token
 from lahr.model_config import ModelConfig
 from lahr.training.runtime import prepare_process
+from sweeps.analysis.comparisons import SYNERGY, second_family, without_extras
 from sweeps.analysis.contrasts import Contrasts
-from sweeps.analysis.effects import Fit, estimate, t_interval
+from sweeps.analysis.effects import estimate, t_interval, verdict
 from sweeps.engine.design import Design
 from sweeps.engine.results import Results
 from sweeps.reporting.verdict import interval, p_value, signed
@@ -53,54 +56,59 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """A weighted sum of cells' losses over complete blocks, in nats, with the intervals of both estimators."""
+class Point:
+    """Each cell minus `base` at one point of one sweep."""
 
-    estimate: float
-    blocked: tuple[float, float]
-    seedwise: tuple[float, float]
-    bound: tuple[float, float]
-    """The outer limits of both 90 % intervals."""
-    p: float
-    blocks: int
+    where: str
+    rows: pd.DataFrame
+    """`second_family` by term, with bound_low and bound_high (the outer 90 % limits) and the rule's `verdict`."""
 
     @staticmethod
-    def of(losses: pd.DataFrame, cell: str, other: str = "base") -> "Difference":
-        """The cell's loss minus the other's; `losses` has a row a seed and a column a cell."""
-        weights = np.array([[(c == cell) - (c == other)] for c in losses.columns], float)
-        fit = Fit.of(losses.to_numpy(float), weights)
-        low, high, own_low, own_high = (float(end[0]) for end in fit.interval(0.05))
-        half = float(max(h[0] for h in fit.halves(0.1)))
-        mean = float(fit.estimate[0])
-        return Difference(
-            mean, (low, high), (own_low, own_high), (mean - half, mean + half), float(fit.p[0]), len(losses)
+    def of(where: str, trials: pd.DataFrame, design: Contrasts, smallest: float) -> "Point":
+        """`ConfigError` where the rule claims nothing: a divergence, three complete blocks or fewer."""
+        effects = estimate(trials, design)
+        check(not effects.withheld, f"{where}: trials diverged, and what is left claims nothing")
+        check(
+            not effects.exploratory,
+            f"{where}: {len(effects.blocks)} complete blocks claim nothing; run four or more",
         )
+        rows = second_family(without_extras(trials), design).set_index("term")
+        n = len(effects.blocks)
+        half = pd.concat(
+            [
+                (rows[f"{name}_high"] - rows["estimate"]) * stats.t.isf(0.05, df) / stats.t.isf(0.025, df)
+                for name, df in (("blocked", (len(design.cells) - 1) * (n - 1)), ("seedwise", n - 1))
+            ],
+            axis=1,
+        ).max(axis=1)
+        rows = rows.assign(bound_low=rows["estimate"] - half, bound_high=rows["estimate"] + half)
+        said = [verdict(row, n, smallest, False) for row in rows.to_dict(orient="records")]
+        return Point(where, rows.assign(verdict=said))
 
-    def as_ratio(self) -> str:
-        """Of perplexities, in %, with both intervals."""
-        value, *ends = (
-            f"{100 * math.expm1(x):+.1f}".replace("-", "−") for x in (self.estimate, *self.blocked, *self.seedwise)
-        )
-        return f"{value} % ({ends[0]} to {ends[1]}; {ends[2]} to {ends[3]})"
 
-    def as_nats(self) -> str:
-        """With both intervals."""
-        return f"{signed(self.estimate)} ({interval(*self.blocked)}; {interval(*self.seedwise)})"
+def nats(row: Mapping[Any, Any]) -> str:
+    """A difference with its blocked and its seed-wise 95 % interval."""
+    ends = (interval(row[f"{name}_low"], row[f"{name}_high"]) for name in ("blocked", "seedwise"))
+    return f"{signed(row['estimate'])} ({'; '.join(ends)})"
 
-    def holds(self, value: float) -> bool:
-        """Whether at least one interval does."""
-        return any(low <= value <= high for low, high in (self.blocked, self.seedwise))
 
-    def verdict(self, smallest: float) -> str:
-        """Of one comparison that stands alone: no other is adjusted for."""
-        if max(map(abs, self.bound)) < smallest:
-            return f"no difference larger than {smallest:g}"
-        return "undecided" if self.p >= 0.05 else "better" if self.estimate < 0 else "worse"
+def perplexity(row: Mapping[Any, Any]) -> str:
+    """The same as a ratio of perplexities, in %."""
+    names = ("estimate", "blocked_low", "blocked_high", "seedwise_low", "seedwise_high")
+    value, *ends = (f"{100 * math.expm1(row[name]):+.1f}".replace("-", "−") for name in names)
+    return f"{value} % ({ends[0]} to {ends[1]}; {ends[2]} to {ends[3]})"
+
+
+def held(ends: Sequence[tuple[float, float]], low: float, high: float) -> str:
+    """Whether a figure that was printed rounded, and lay between `low` and `high`, overlaps one of the intervals."""
+    check(all(math.isfinite(end) for pair in ends for end in pair), "there is no interval to set a figure against")
+    return "compatible" if any(a <= high and low <= b for a, b in ends) else "not compatible"
 
 
 def at_step(results: Results, trials: pd.DataFrame, step: int) -> pd.DataFrame:
     """The trials with the validation loss that each had after so many steps. `ConfigError` where it was not taken."""
     losses = {}
+    trials = trials[trials["status"] == "finished"]
     for trial, curve in results.curves(trials["trial"]).items():
         found = curve.loc[curve["step"] == step, "val_loss"].dropna()
         check(len(found) == 1, f"{trial} was not evaluated at step {step}; give other --train.evaluations")
@@ -112,6 +120,7 @@ def routed(trials: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
     """Cell → share of tokens that its routed blocks process under causal routing at the end, the mean over layers, with
     a 95 % interval over seeds."""
     layers = [name for name in trials.columns if re.fullmatch(r"mod/capacity_layer\d+", name)]
+    trials = trials[trials["status"] == "finished"]
     shares = trials.assign(share=trials[layers].mean(axis=1)).dropna(subset="share")
     found = {}
     for cell, rows in shares.groupby("cell", sort=False):
@@ -130,6 +139,7 @@ def time_cells(results: Results, console: Console) -> dict[str, list[float]]:
     """Cell → tokens a second in each round, of a training step as the trials have it, all cells in turn."""
     design, runtime = results.design(), results.runtime()
     check(runtime.device == "cpu", f"{results.folder.uri} ran on {runtime.device}; this times trials of a CPU")
+    check(runtime.compile == "off", "trials were compiled, and this times steps that are not")
     batch = design.config.train.batch_size
     check(runtime.micro_batch == batch, f"trials took their {batch} windows in parts of {runtime.micro_batch}")
     prepare_process("cpu", runtime.threads)
@@ -140,7 +150,8 @@ def time_cells(results: Results, console: Console) -> dict[str, list[float]]:
 
 def speed_table(rates: Mapping[str, Sequence[float]], flops: Mapping[str, float], trials: pd.DataFrame) -> str:
     """What each cell's throughput is to that of `base`: alone, within the sweep, and as FLOPs would have it."""
-    wide = trials.pivot(index="seed", columns="cell", values="tokens_per_second")
+    finished = trials[trials["status"] == "finished"]
+    wide = finished.pivot(index="seed", columns="cell", values="tokens_per_second")
     rows: list[tuple[object, ...]] = []
     for cell in rates:
         if cell == "base":
@@ -167,98 +178,117 @@ def speed_table(rates: Mapping[str, Sequence[float]], flops: Mapping[str, float]
     return table(head, rows)
 
 
-def difference_table(losses: Mapping[str, pd.DataFrame], cells: Sequence[str], smallest: float) -> str:
-    """Cells minus `base` by sweep and point: nats and perplexity with both intervals, and the verdict of each alone."""
-    rows = []
-    for where, wide in losses.items():
-        for cell in cells:
-            d = Difference.of(wide, cell)
-            rows.append((f"{cell} − base, {where}", d.as_nats(), d.as_ratio(), p_value(d.p), d.verdict(smallest)))
-    return table(
-        ("comparison", "nats (95 % blocked; seed-wise)", "perplexity (the same)", "p, unadjusted", "alone"), rows
-    )
+def difference_table(points: Sequence[Point]) -> str:
+    """Cells minus `base` at each point: nats and perplexity with both intervals, Holm's p there, the rule's word."""
+    rows = [
+        (
+            "synergy" if term == SYNERGY else f"{term} − base",
+            point.where,
+            nats(row),
+            perplexity(row),
+            p_value(row["p_adjusted"]),
+            row["verdict"],
+        )
+        for point in points
+        for term, row in zip(point.rows.index, point.rows.to_dict(orient="records"), strict=True)
+    ]
+    head = ("comparison", "at", "nats (95 % blocked; seed-wise)", "perplexity (the same)", "Holm p", "verdict")
+    return table(head, rows)
 
 
 def findings(
-    rates: Mapping[str, Sequence[float]],
-    shares: Mapping[str, tuple[float, float, float]],
-    losses: Mapping[str, pd.DataFrame],
-    smallest: float,
+    rates: Mapping[str, Sequence[float]], shares: Mapping[str, tuple[float, float, float]], points: Sequence[Point]
 ) -> str:
-    """One row a published finding: what was published, what is found here, and whether the two go together."""
-
-    def held(low: float, high: float, value: float) -> str:
-        return "inside the interval" if low <= value <= high else "excluded"
-
+    """One row a published finding: what was published, what is found here, whether the two can go together."""
     mod, full = ratio(rates, "mod", "base"), ratio(rates, FULL, "base")
-    share = shares["mod"]
+    share, low, high = shares["mod"]
+    early, *ends = points
+    parity = early.rows.loc["mod"]
     rows = [
-        ("throughput of `mod`, times `base`", "1.13", str(mod), held(mod.low, mod.high, 1.13)),
+        ("throughput of `mod`, times `base`", "1.13", _times(mod), held([(mod.low, mod.high)], 1.125, 1.135)),
         (
-            "share of tokens that routed blocks process, causal, at the end", "0.125",
-            f"{share[0]:.4f} ({share[1]:.4f} to {share[2]:.4f})", held(share[1], share[2], 0.125),
+            "share of tokens that routed blocks of `mod` process, causal, at the end", "0.125",
+            f"{share:.4f} ({low:.4f} to {high:.4f})", held([(low, high)], 0.1245, 0.1255),
+        ),
+        (f"`mod` − `base` at {early.where}, nats", "0 (parity)", nats(parity), parity["verdict"]),
+        (
+            f"throughput of the full model (`{FULL}`), times `base`", "0.83",
+            _times(full), held([(full.low, full.high)], 0.825, 0.835),
         ),
     ]  # fmt: skip
-    first = Difference.of(next(iter(losses.values())), "mod")
-    rows.append(
-        (f"`mod` − `base` at step {STEP}, nats", "0 (parity)", first.as_nats(), first.verdict(smallest)),
-    )
-    rows.append(
-        (
-            f"throughput of the full model (`{FULL}`), times `base`",
-            "0.83",
-            str(full),
-            held(full.low, full.high, 0.83),
+    for point in (early, *ends):
+        row = point.rows.loc[FULL]
+        both = [(row[f"{name}_low"], row[f"{name}_high"]) for name in ("blocked", "seedwise")]
+        claimed = "FLOPs" not in point.where  # the published cells had equal steps
+        said = held(both, math.log(1.0165), math.log(1.0175)) if claimed else row["verdict"]
+        rows.append(
+            (f"perplexity of the full model, {point.where}", "+1.7 %" if claimed else "–", perplexity(row), said)
         )
-    )
-    for where, wide in losses.items():
-        d = Difference.of(wide, FULL)
-        inside = "inside an interval" if d.holds(math.log(1.017)) else "excluded"
-        rows.append((f"perplexity of the full model, {where}", "+1.7 %", d.as_ratio(), inside))
-    return table(("finding", "published", "here (95 %)", "published figure"), rows)
+    return table(("finding", "published", "here (95 %)", "together"), rows)
+
+
+def _times(of: Figure) -> str:
+    return f"{of.value:.3f} ({of.low:.3f} to {of.high:.3f})"
 
 
 def write(tokens: Results, flops: Results) -> None:
     """The page's rows, and beside it each sweep's report with its table of trials."""
+    one, other = tokens.design(), flops.design()
+    check_same_question(tokens, flops)
     check(
         SPEED.exists(), f"nothing was timed yet; run python benchmarks/published.py time {tokens.folder.uri} first"
     )
     kept = json.loads(SPEED.read_text())
-    designs = {"tokens": tokens.design(), "flops": flops.design()}
-    for equal, results in (("tokens", tokens), ("flops", flops)):
-        check(
-            designs[equal].equal == equal, f"{results.folder.uri} is at equal {designs[equal].equal}, not {equal}"
-        )
-    trials = {"tokens": tokens.table(designs["tokens"]), "flops": flops.table(designs["flops"])}
-    contrasts = designs["tokens"].contrasts
-    early = at_step(tokens, trials["tokens"], STEP)
-    losses = {
-        f"step {STEP} of equal tokens": complete(early, contrasts),
-        "the end of equal tokens": complete(trials["tokens"], contrasts),
-        "the end of equal FLOPs": complete(trials["flops"], designs["flops"].contrasts),
-    }
+    check(kept["sweep"] == tokens.header()["digest"], f"what was timed is not {tokens.folder.uri}; time it again")
+    trials, at_flops = tokens.table(one), flops.table(other)
     smallest = tokens.header()["smallest_effect"]
-    cost = {cell: float(training_flops_per_token(model)) for cell, model in models(designs["tokens"]).items()}
-    shares = routed(trials["tokens"])
-    cells = [cell for cell in contrasts.cells if cell != "base"]
+    points = [
+        Point.of(f"step {STEP} of equal tokens", at_step(tokens, trials, STEP), one.contrasts, smallest),
+        Point.of("the end of equal tokens", trials, one.contrasts, smallest),
+        Point.of("the end of equal FLOPs", at_flops, other.contrasts, smallest),
+    ]
+    cost = {cell: float(training_flops_per_token(model)) for cell, model in models(one).items()}
+    shares = routed(trials)
     text = [
-        findings(kept["rates"], shares, losses, smallest),
-        f"Timed {kept['made']}.",
-        speed_table(kept["rates"], cost, trials["tokens"]),
+        findings(kept["rates"], shares, points),
+        f"{len(points[0].rows)} comparisons at each point, from {int(points[0].rows['blocks'].min())} seed blocks. "
+        f"Throughput alone was timed {kept['made']}, in {ROUNDS} rounds of one process.",
+        speed_table(kept["rates"], cost, trials),
         table(
             ("cell", "share of tokens in routed blocks (95 % over seeds)"),
             [(cell, f"{mean:.4f} ({low:.4f} to {high:.4f})") for cell, (mean, low, high) in shares.items()],
         ),
-        difference_table(losses, cells, smallest),
+        difference_table(points),
     ]
     write_rows(PAGE, BEGIN, END, "\n\n".join(text))
-    for equal, results in (("tokens", tokens), ("flops", flops)):
-        copy_report(results.folder, PAGE.with_suffix("") / equal, trials[equal])
+    for equal, results, rows in (("tokens", tokens, trials), ("flops", flops, at_flops)):
+        copy_report(results.folder, PAGE.with_suffix("") / equal, rows)
 
 
-def complete(trials: pd.DataFrame, design: Contrasts) -> pd.DataFrame:
-    """Losses of the complete blocks: a row a seed, a column a cell."""
-    return estimate(trials, design).losses
+def check_same_question(tokens: Results, flops: Results) -> None:
+    """`ConfigError` unless the two sweeps differ in their budget alone, and the first was declared primary."""
+    (one, first), (other, second) = ((of.design(), of.header()) for of in (tokens, flops))
+    for equal, design, results in (("tokens", one, tokens), ("flops", other, flops)):
+        check(design.equal == equal, f"{results.folder.uri} is at equal {design.equal}, not {equal}")
+        check(
+            len(results.codes(design)) < 2,
+            f"trials of {results.folder.uri} were made by several versions of the code",
+        )
+    check(
+        second["primary"] == "tokens",
+        "the sweep at equal FLOPs does not say that the one at equal tokens is primary",
+    )
+    check(first["smallest_effect"] is not None, "no smallest effect was declared; give --smallest-effect")
+    alike = (
+        ("configuration", one.config, other.config),
+        ("factors", one.factors, other.factors),
+        ("text", one.content_hash, other.content_hash),
+        ("seeds", one.seeds, other.seeds),
+        ("smallest effect", first["smallest_effect"], second["smallest_effect"]),
+        ("runtime", tokens.runtime(), flops.runtime()),
+    )
+    for what, mine, its in alike:
+        check(mine == its, f"the two sweeps differ in their {what}: {mine} and {its}")
 
 
 def copy_report(source: Folder, target: Path, trials: pd.DataFrame) -> None:
@@ -284,7 +314,7 @@ def main(options: Options) -> None:
         return
     rates = time_cells(sweeps[0], Console(stderr=True))
     KEPT.mkdir(parents=True, exist_ok=True)
-    SPEED.write_text(json.dumps({"made": made(), "rates": rates}, indent=1))
+    SPEED.write_text(json.dumps({"sweep": sweeps[0].header()["digest"], "made": made(), "rates": rates}, indent=1))
     print(table(("cell", "times base"), [(c, ratio(rates, c, "base")) for c in rates]))
 
 

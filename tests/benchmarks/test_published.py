@@ -28,35 +28,51 @@ def trials():
     return make_trials(8)
 
 
-def test_a_difference_is_that_of_the_second_family_with_both_intervals(trials):
+def test_a_point_is_the_second_family_with_90_percent_bounds_and_the_rules_words(trials):
+    """Seen to fail: bounds of the narrower estimator, and "no difference larger than x" of what differs surely."""
+    point = published.Point.of("the end", trials, DESIGN, 0.5)
+    pd.testing.assert_frame_equal(
+        point.rows[["estimate", "p_adjusted"]],
+        second_family(trials, DESIGN).set_index("term")[["estimate", "p_adjusted"]],
+    )
     losses = estimate(trials, DESIGN).losses
-    found = published.Difference.of(losses, FULL)
-    row = second_family(trials, DESIGN).set_index("term").loc[FULL]
-    assert (found.estimate, found.blocks) == (pytest.approx(row["estimate"]), 8)
-    assert found.blocked == pytest.approx((row["blocked_low"], row["blocked_high"]))
-    assert found.seedwise == pytest.approx((row["seedwise_low"], row["seedwise_high"]))
-    assert found.p == pytest.approx(row["p"])
-    test = stats.ttest_rel(losses[FULL], losses["base"])
-    assert found.seedwise == pytest.approx(tuple(test.confidence_interval(0.95)))
-    low, high = test.confidence_interval(0.90)
-    assert found.bound[0] <= low and found.bound[1] >= high
+    low, high = stats.ttest_rel(losses[FULL], losses["base"]).confidence_interval(0.90)
+    row = point.rows.loc[FULL]
+    assert row["bound_low"] <= low + 1e-9 and row["bound_high"] >= high - 1e-9
+    narrow = (row["blocked_high"] - row["estimate"]) * stats.t.isf(0.05, 49) / stats.t.isf(0.025, 49)
+    assert row["bound_high"] - row["estimate"] == pytest.approx(max(narrow, (high - low) / 2))
+    assert point.rows.loc["latent", "verdict"] == "helps, but by less than 0.5"
 
 
-def test_a_difference_alone_has_one_of_four_verdicts():
-    def verdict(estimate, half, p):
-        ends = (estimate - half, estimate + half)
-        return published.Difference(estimate, ends, ends, ends, p, 8).verdict(0.02)
-
-    assert verdict(0.005, 0.01, 0.001) == "no difference larger than 0.02"
-    assert verdict(0.005, 0.03, 0.4) == "undecided"
-    assert verdict(-0.1, 0.03, 0.001) == "better" and verdict(0.1, 0.03, 0.001) == "worse"
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t[t["seed"] < 3], "3 complete blocks claim nothing"),
+        (lambda t: t.assign(status=["diverged", *t["status"][1:]]), "trials diverged"),
+    ],
+)
+def test_nothing_is_said_where_the_rule_claims_nothing(trials, change, said):
+    """Seen to fail: "worse", of one block and of what a divergence had left."""
+    with pytest.raises(ConfigError, match=said):
+        published.Point.of("the end", change(trials), DESIGN, 0.02)
 
 
 def test_a_ratio_of_perplexities_is_the_exponential():
-    ends = (math.log(1.01), math.log(1.03))
-    difference = published.Difference(math.log(1.02), ends, ends, ends, 0.01, 8)
-    assert difference.as_ratio() == "+2.0 % (+1.0 to +3.0; +1.0 to +3.0)"
-    assert difference.holds(math.log(1.017)) and not difference.holds(math.log(1.04))
+    ends = {
+        f"{name}_{end}": math.log(x)
+        for name in ("blocked", "seedwise")
+        for end, x in (("low", 1.01), ("high", 1.03))
+    }
+    assert published.perplexity({"estimate": math.log(1.02), **ends}) == "+2.0 % (+1.0 to +3.0; +1.0 to +3.0)"
+
+
+def test_a_rounded_figure_is_a_band():
+    """Seen to fail: 0.125 beside 0.1252 to 0.1258, which print as it does."""
+    assert published.held([(0.1252, 0.1258)], 0.1245, 0.1255) == "compatible"
+    assert published.held([(0.1256, 0.1258)], 0.1245, 0.1255) == "not compatible"
+    assert published.held([(0.1, 0.11), (0.12, 0.13)], 0.1245, 0.1255) == "compatible"
+    with pytest.raises(ConfigError, match="there is no interval"):
+        published.held([(math.nan, math.nan)], 0.1245, 0.1255)
 
 
 def test_losses_along_the_way_are_those_of_that_step(trials):
@@ -71,25 +87,42 @@ def test_losses_along_the_way_are_those_of_that_step(trials):
     assert (early["val_loss"] != trials["val_loss"]).all()
     with pytest.raises(ConfigError, match="was not evaluated at step 7"):
         published.at_step(results, trials, 7)
+    gone = trials.assign(status=["diverged", *trials["status"][1:]])
+    assert len(published.at_step(results, gone, step)) == len(trials) - 1
 
 
 def test_the_routed_share_is_the_mean_over_layers_of_cells_that_route(trials):
-    shares = published.routed(trials)
+    noisy = trials.assign(**{"mod/capacity_layer1": trials["mod/capacity_layer1"] + 0.001 * trials["seed"]})
+    shares = published.routed(noisy)
     assert set(shares) == {"mod", "mod+latent", "mod+memory", FULL}
-    assert shares["mod"] == pytest.approx((0.128, 0.128, 0.128))
+    own = (0.125 + 0.001 * np.arange(8) + 0.131) / 2
+    interval = stats.ttest_1samp(own, 0).confidence_interval(0.95)
+    assert shares["mod"] == pytest.approx((own.mean(), *interval))
 
 
-def test_each_published_figure_is_inside_or_excluded(trials):
-    """Seen to fail: the verdict of parity from the last sweep and not from the first."""
-    losses = estimate(trials, DESIGN).losses
-    same = losses.assign(mod=losses["base"] + np.random.default_rng(0).normal(0, 1e-3, 8))
+def test_each_published_figure_is_set_against_what_is_found(trials):
+    """Seen to fail: parity from the last point and not from the first; a figure at equal FLOPs, which none claimed."""
+    same = trials.copy()
+    base = same[same["cell"] == "base"].set_index("seed")["val_loss"]
+    for cell, by in (("mod", 0.0), (FULL, math.log(1.017))):
+        rows = same["cell"] == cell
+        noise = np.random.default_rng(0).normal(0, 1e-4, 8)
+        same.loc[rows, "val_loss"] = base[same.loc[rows, "seed"]].to_numpy() + by + noise
+    points = [
+        published.Point.of(where, table, DESIGN, 0.1)
+        for where, table in (
+            ("step 100", same),
+            ("the end of equal tokens", trials),
+            ("the end of equal FLOPs", trials),
+        )
+    ]
     rates = {"base": [100.0] * 9, "mod": [112.0, 113, 114] * 3, FULL: [70.0, 71, 72] * 3}
-    text = published.findings(
-        rates, {"mod": (0.124, 0.12, 0.128)}, {"step 100": same, "the end": losses}, smallest=0.1
-    )
+    text = published.findings(rates, {"mod": (0.124, 0.12, 0.128)}, points)
     ends = [line.split(" | ")[-1].removesuffix(" |") for line in text.splitlines()[2:]]
-    assert ends[:4] == ["inside the interval", "inside the interval", "no difference larger than 0.1", "excluded"]
-    assert len(ends) == 6 and set(ends[4:]) <= {"excluded", "inside an interval"}
+    assert ends == [
+        "compatible", "compatible", "no effect larger than 0.1", "not compatible",
+        "compatible", "not compatible", "helps",
+    ]  # fmt: skip
 
 
 def test_a_report_is_copied_with_its_pictures_and_trials(tmp_path, trials):

@@ -153,3 +153,9 @@ def parameter_counts(config: ModelConfig) -> dict[str, int]:
 def _block_matrices(config: ModelConfig) -> int:
     """N_b = 4d² + 3·d·d_ff: the entries of a block's matrices."""
     return 4 * config.d_model**2 + 3 * config.d_model * config.hidden_dim
+
+
+def fields_read(config: ModelConfig) -> frozenset[str] | None:
+    """What a model of one's own looks at in its configuration, such as `options.width`; None of LAHR, whose settings
+    that decide nothing `ModelConfig.settled` knows."""
+    return cost(config).reads if config.build else None

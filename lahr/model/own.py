@@ -12,8 +12,11 @@ takes the useful half: compare the two kinds with that in mind.
 
 import importlib
 import json
-from dataclasses import asdict, dataclass
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
 from itertools import chain
+from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -158,7 +161,11 @@ def _built(config: ModelConfig, seed: int) -> nn.Module:
 
 
 def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """The error, and where in the code it was raised."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(frame.filename).name}, line {frame.lineno})"
+    )
 
 
 @dataclass(frozen=True)
@@ -172,6 +179,8 @@ class Cost:
     parameters: int
     embedding: int
     """Those of the parameters that are weights of an `nn.Embedding`, one that is tied to a head among them."""
+    reads: frozenset[str]
+    """Fields of the configuration that its code looked at meanwhile: `d_model`, `options.width`."""
 
 
 _COUNTED: dict[str, Cost] = {}
@@ -190,8 +199,9 @@ def cost(config: ModelConfig) -> Cost:
 
 
 def _count(config: ModelConfig, device: str) -> Cost:
+    watched, reads = _watched(config)
     with torch.device(device):
-        model = Own(_built(config, seed=0), config).train()
+        model = Own(_built(watched, seed=0), config).train()
         tokens_1T = torch.arange(config.max_seq_len).remainder(config.vocab_size)[None]
     try:
         # Of attention's kernels the counter does not know a CPU's own.
@@ -217,4 +227,35 @@ def _count(config: ModelConfig, device: str) -> Cost:
         counter.get_total_flops() / config.max_seq_len,
         sum(p.numel() for p in model.parameters()),
         sum(embeddings.values()),
+        frozenset(reads),
     )
+
+
+def _watched(config: ModelConfig) -> tuple[ModelConfig, set[str]]:
+    """The same configuration, and a set that gets the name of each field that is read of it."""
+    seen: set[str] = set()
+    names = {field.name for field in fields(ModelConfig)}
+
+    class Watched(ModelConfig):
+        def __getattribute__(self, name: str) -> Any:
+            seen.update({name} & names)
+            return super().__getattribute__(name)
+
+    class Options(dict[str, Any]):
+        get, keys, items, values = Mapping.get, Mapping.keys, Mapping.items, Mapping.values  # type: ignore[assignment]
+
+        def __getitem__(self, name: str) -> Any:
+            seen.add(f"options.{name}")
+            return super().__getitem__(name)
+
+        def __contains__(self, name: object) -> bool:
+            seen.add(f"options.{name}")
+            return super().__contains__(name)
+
+        def __iter__(self) -> Iterator[str]:  # who goes through all of them reads all of them
+            seen.update(f"options.{name}" for name in super().__iter__())
+            return super().__iter__()
+
+    made = object.__new__(Watched)
+    made.__dict__.update(config.__dict__, options=Options(config.options))
+    return made, seen

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lahr.config import TrialConfig
 from lahr.errors import check, nearest
-from lahr.model.flops import parameter_counts, training_flops_per_token
+from lahr.model.flops import fields_read, parameter_counts, training_flops_per_token
 from lahr.plain import canonical_json, changed, from_dict
 from sweeps.analysis.contrasts import Contrasts, crossed, grid
 from sweeps.engine.factors import Extra, Factor, Level, levels_of
@@ -116,6 +116,28 @@ class Design:
                 same == cell.name,
                 f"the cells {same} and {cell.name} are the same configuration: what sets them apart decides nothing "
                 "there; leave one of them out (--without), or nest the factor",
+            )
+
+    def check_read(self) -> None:
+        """`ConfigError` for what a model of one's own never looks at: its cells would be one model under two names."""
+        varied = [(f"factor {factor.name} varies", factor.field, self.cells()) for factor in self.factors]
+        for extra in self.extras:
+            cell = [cell for cell in self.cells() if cell.extra == extra]
+            varied += [(f"--extra {extra.name} sets", name, tuple(cell)) for name, _ in extra.fields]
+        for who, field_, cells in varied:
+            part, _, name = field_.partition(".")
+            if part != "model" or name == "build":
+                continue
+            models = [self._configured(cell).model for cell in cells]
+            read = [fields_read(model) for model in models]
+            if None in read:  # LAHR
+                continue
+            known = frozenset[str]().union(*filter(None, read))
+            mine = sorted(n for n in known if n.startswith("options."))
+            check(
+                name in known,
+                f"{who} {field_}, which the model of {models[0].build} never reads{nearest(name, sorted(known))}; of "
+                f"its options it reads {', '.join(mine) or 'none'}",
             )
 
     @cached_property

@@ -120,7 +120,7 @@ class Extra:
         )
         fields = []
         for name, _, value in pairs:
-            name = name if "." in name else f"model.{name}"
+            name = name if "." in name and not name.startswith("options.") else f"model.{name}"
             check(
                 not name.startswith(_SHARED),
                 f"--extra {text!r} sets {name}, which would change the data that the cell reads, and nothing would be "

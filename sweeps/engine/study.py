@@ -80,6 +80,9 @@ def resolve(
     Raises `ConfigError` for data that cannot be had and for another design under the same name.
     """
     results = Results.at(options.results, options.sweep_name)
+    asked = options.design(options.config(), "")
+    asked.one_block()  # builds models of one's own, before any data is prepared
+    asked.check_read()
     data = prepared(options, console)
     # Workers look for a local file from a folder of Ray's, so they are given its absolute path.
     config = replace(options.config(), data=anchored(options.data))

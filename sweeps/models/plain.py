@@ -14,9 +14,20 @@ Activation = Callable[[Tensor], Tensor]
 ACTIVATIONS: dict[str, Activation] = {"gelu": F.gelu, "silu": F.silu, "relu2": lambda x: F.relu(x).square()}
 
 
+CHOICES = {"activation": tuple(ACTIVATIONS), "norm": ("before", "after"), "head": ("tied", "own")}
+
+
 def transformer(config: ModelConfig) -> nn.Module:
     """The model. Options: `activation` (gelu, silu, or relu2: So et al. 2021), `norm` (`before` a branch or `after` the
-    sum: Xiong et al. 2020), `head` (`tied` to the embedding: Press & Wolf 2017, or its `own`)."""
+    sum: Xiong et al. 2020), `head` (`tied` to the embedding: Press & Wolf 2017, or its `own`).
+
+    `ValueError` for any other value, which would silently be one of these.
+    """
+    for name, allowed in CHOICES.items():
+        if config.options.get(name) not in allowed:
+            raise ValueError(
+                f"the option {name} is {config.options.get(name)!r}; it is one of {', '.join(allowed)}"
+            )
     return Transformer(config)
 
 

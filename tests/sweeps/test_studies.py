@@ -39,6 +39,15 @@ class Llamas(StudyOptions):
     )
 
 
+class Mistyped(ablation.Options):
+    """A field that the model does not know."""
+
+    FACTORS: ClassVar[tuple[Factor, ...]] = (
+        Factor("activation", "model.options.activaton", ("gelu", "silu")),
+        Factor("norm", "model.options.norm", ("before", "after")),
+    )
+
+
 @pytest.fixture
 def place(tmp_path, cache, monkeypatch) -> list[str]:
     """Options that keep a sweep inside the test's own folder."""
@@ -155,6 +164,27 @@ def test_a_plan_of_each_study(place, monkeypatch, capsys):
         (ablation.Options, "--model.build nowhere.at_all:f", "the module nowhere.at_all cannot be imported"),
         (ablation.Options, "--model.build sweeps.ablation:main", "the function"),
         (Llamas, "--model.n-heads 3", "does not divide"),
+        (
+            Mistyped,
+            "--model.options activation gelu head own",
+            "factor activation varies model.options.activaton, which the model of sweeps.models.plain:transformer "
+            "never reads (did you mean 'options.activation'?); of its options it reads options.activation, options.h",
+        ),
+        (
+            ablation.Options,
+            "--extra base:options.depth=3",
+            "--extra base~options.depth=3 sets model.options.depth, which the model of",
+        ),
+        (
+            ablation.Options,
+            "--extra base:options.norm=befor",
+            "the option norm is 'befor'; it is one of before, after",
+        ),
+        (
+            Factorial,
+            "--model.build sweeps.models.plain:transformer --model.options activation gelu norm before head own",
+            "factor mod varies model.mod_capacity, which the model of sweeps.models.plain:transformer never reads",
+        ),
     ],
 )
 def test_bad_input_to_a_study_is_one_line(place, tmp_path, options, given, said):

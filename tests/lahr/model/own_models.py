@@ -1,5 +1,8 @@
 """Models that are not LAHR, as a user would write them, and some that cannot be used."""
 
+import json
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -125,3 +128,22 @@ def costs_nothing(config: ModelConfig) -> nn.Module:
 
 
 NOT_A_FUNCTION = 3
+
+
+def reads(config: ModelConfig) -> nn.Module:
+    """A plain one, which reads the option `width` in the way that `how` says."""
+    options = config.options
+    ways = {
+        "[]": lambda: options["width"],
+        "get": lambda: options.get("width", 1),
+        "in": lambda: "width" in options,
+        "for": lambda: list(options),
+        "items": lambda: dict(options.items()),
+        "**": lambda: {**options},
+        "replace": lambda: replace(config, n_layers=1),
+        "json": lambda: json.dumps(options),
+    }
+    ways[str(options["how"])]()
+    return nn.Sequential(
+        nn.Embedding(config.vocab_size, config.d_model), nn.Linear(config.d_model, config.vocab_size)
+    )

@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from lahr.errors import ConfigError
 from lahr.model import LAHR, Own, build_model
 from lahr.model.draws import shared_draws
-from lahr.model.flops import flops_per_token, parameter_counts, training_flops_per_token
+from lahr.model.flops import fields_read, flops_per_token, parameter_counts, training_flops_per_token
 from lahr.model.generation import Sampling, generate
 from lahr.model.own import cost
 from lahr.model_config import ModelConfig
@@ -53,6 +53,16 @@ def test_the_function_is_given_the_configuration():
     assert parameters(replace(own("plain"), n_layers=1)).keys() < parameters(own("plain")).keys()
 
 
+@pytest.mark.parametrize("how", ["[]", "get", "in", "for", "items", "**", "replace", "json"])
+def test_what_a_function_reads_of_its_configuration_is_known(how):
+    """However it reads; a factor on what it never reads would make two names for one model."""
+    read = fields_read(own("reads", how=how, width=3, unused=4))
+    assert read is not None and {"d_model", "vocab_size", "options.how", "options.width"} <= read
+    assert ("options.unused" in read) is (how not in ("[]", "get", "in"))
+    assert ("mod_capacity" in read) is (how == "replace")  # a copy of all of it is as if it read all of it
+    assert fields_read(BASE) is None
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -62,7 +72,7 @@ def test_the_function_is_given_the_configuration():
         ),
         (own("wrong", how="type"), r"gives torch.int64 of shape \(1, 24, 61\); it must .* of a floating type"),
         (own("wrong", how="nothing"), r"gives no tensor and nothing that has .logits; it must give logits"),
-        (own("raises"), "own_models:raises: the function raised KeyError: 'depth'"),
+        (own("raises"), r"own_models:raises: the function raised KeyError: 'depth' \(own_models.py, line \d+\)"),
         (own("returns_a_number"), "the function returned a int; it must be an nn.Module"),
         (own("frozen"), "the module has no parameter to train"),
         (own("shares"), r"inner.places and inner.part share memory .*tie whole parameters"),

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 
 from sweeps.analysis import power
-from sweeps.analysis.effects import Effects, assumptions, fit
+from sweeps.analysis.effects import UNMEASURED, Effects, assumptions, fit, unmoved
 from sweeps.analysis.sequential import Decisions, decide
 
 
@@ -29,7 +29,8 @@ def until_decided(effects: Effects, max_seeds: int, first_seed: int = 0) -> Effe
     sigma = float(fitted["sigma"])
     for name in ("blocked_low", "blocked_high", "seedwise_low", "seedwise_high", "bound_low", "bound_high"):
         table[name] = getattr(decided, name)
-    table["estimate"], table["verdict"] = decided.estimate, decided.verdict
+    own = effects.contrasts.loc[list(blocks)].to_numpy(float)
+    table["estimate"], table["verdict"] = decided.estimate, np.where(unmoved(own), UNMEASURED, decided.verdict)
     table["p_blocked"], table["p_seedwise"] = fitted["p_blocked"], fitted["p_seedwise"]
     table["p"] = table[["p_blocked", "p_seedwise"]].max(axis=1)
     norms = effects.design.norms_T

@@ -22,6 +22,8 @@ from sweeps.analysis import power
 from sweeps.analysis.contrasts import Contrasts
 
 _DRAWN = 2_000
+UNMEASURED = "not measured"
+"""The verdict on an effect whose cells are the same model under two names."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +66,13 @@ class Effects:
     def smallest_detectable(self) -> float:
         """The size from which on every effect is found with 80 % probability."""
         return float(self.table["detectable"].max())
+
+    @property
+    def same(self) -> tuple[tuple[str, str], ...]:
+        """Cells that are another one: equal to the bit in every complete block. (cell, the first such cell)."""
+        first: dict[tuple[float, ...], str] = {}
+        columns = [(str(cell), tuple(self.losses[cell])) for cell in self.losses if len(self.losses)]
+        return tuple((cell, of) for cell, column in columns if (of := first.setdefault(column, cell)) != cell)
 
     @property
     def withheld(self) -> bool:
@@ -204,6 +213,9 @@ def estimate(
     verdicts = [
         verdict(row, len(blocks), smallest_effect, bool(diverged)) for row in table.to_dict(orient="records")
     ]
+    own = design.own(losses.to_numpy(float))
+    if not diverged and len(blocks) > power.EXPLORATORY_BLOCKS:
+        verdicts = list(np.where(unmoved(own), UNMEASURED, verdicts))
     table.insert(table.columns.get_loc("bound_low"), "verdict", verdicts)  # type: ignore[arg-type]
     return Effects(
         table=table,
@@ -216,7 +228,7 @@ def estimate(
         diverged=diverged,
         doubtful=doubtful,
         losses=losses,
-        contrasts=pd.DataFrame(design.own(losses.to_numpy(float)), index=losses.index, columns=list(design.terms)),
+        contrasts=pd.DataFrame(own, index=losses.index, columns=list(design.terms)),
         sigma=sigma,
         checks=assumptions(losses.to_numpy(float), blocks),
     )
@@ -296,6 +308,11 @@ def assumptions(losses_SC: np.ndarray, blocks: Sequence[int]) -> dict[str, Any]:
         "equal_variances_p": _equal_variances_p(residuals),
         "outlying_seeds": tuple(outlying),
     }
+
+
+def unmoved(contrasts_ST: np.ndarray) -> np.ndarray:
+    """Which effects are 0 in every seed, (T,): they are of cells that are one, and nothing was measured."""
+    return np.asarray((np.abs(contrasts_ST) < 1e-12).all(0)) & bool(len(contrasts_ST))
 
 
 def verdict(row: Mapping[Any, Any], blocks: int, smallest_effect: float | None, withheld: bool) -> str:

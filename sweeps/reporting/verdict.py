@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sweeps.analysis import power
-from sweeps.analysis.effects import Effects
+from sweeps.analysis.effects import UNMEASURED, Effects
 from sweeps.analysis.power import EXPLORATORY_BLOCKS
 from sweeps.analysis.sequential import FIRST_LOOK
 
@@ -35,6 +35,11 @@ def sentences(effects: Effects, info: Mapping[str, Any]) -> list[str]:
     where = horizon(info)
     rows = effects.table.to_dict(orient="records")
     said = [_headline(effects, where)]
+    for cell, of in effects.same:
+        said.append(
+            f"{cell} is {of} to the bit in every seed: what sets them apart never reached the model, or does nothing "
+            "there."
+        )
     if info["primary"] != info["equal_at"]:
         said.append(
             f"This is a secondary comparison: the one at equal {info['primary']} was declared primary beforehand."
@@ -194,7 +199,9 @@ def _headline(effects: Effects, where: str) -> str:
 
 def _sentence(effects: Effects, row: Mapping[Any, Any], where: str) -> str:
     term, verdict = row["term"], row["verdict"]
-    joint = " is " if verdict == "undecided" else " " if verdict.startswith(("helps", "hurts")) else ": "
+    joint = (
+        " is " if verdict in ("undecided", UNMEASURED) else " " if verdict.startswith(("helps", "hurts")) else ": "
+    )
     text = f"{term}{joint}{verdict}, {signed(row['estimate'])} nats {where}"
     if not math.isnan(row["p"]):
         found = f"Holm p {p_value(row['p_adjusted'])}" if effects.max_seeds is None else _settled(row)

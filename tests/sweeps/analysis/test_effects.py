@@ -6,6 +6,7 @@ from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
 from lahr.errors import ConfigError
+from sweeps.analysis.adaptive import until_decided
 from sweeps.analysis.contrasts import switches
 from sweeps.analysis.effects import assumptions, fit, holm
 from sweeps.analysis.effects import estimate as estimate_any
@@ -204,6 +205,25 @@ def test_extra_levels_stay_out_of_the_seven(made):
     extra = trials[trials["mod"]].assign(cell=lambda t: t["cell"].str.replace("mod", "mod=0.25"), corner=False)
     extra["val_loss"] += 5
     pd.testing.assert_frame_equal(estimate(pd.concat([trials, extra])).table, estimate(trials).table)
+
+
+def test_cells_that_are_one_to_the_bit_measure_nothing(made):
+    """Seen to fail: a mistyped level trained one model twice, and that was "no effect larger than 0.02"."""
+    trials = made.trials(6).set_index(["seed", "cell"])
+    for cell in ("latent", "memory", "latent+memory", "base"):
+        name = "mod" if cell == "base" else f"mod+{cell}"
+        for seed in range(6):
+            trials.loc[(seed, name), "val_loss"] = trials.loc[(seed, cell), "val_loss"]
+    effects = estimate(trials.reset_index(), smallest_effect=0.02)
+    assert effects.same == (
+        ("mod", "base"), ("mod+latent", "latent"), ("mod+memory", "memory"), ("mod+latent+memory", "latent+memory"),
+    )  # fmt: skip
+    table = effects.table.set_index("term")["verdict"]
+    assert set(table[["mod", "mod:latent", "mod:memory", "mod:latent:memory"]]) == {"not measured"}
+    assert "not measured" not in set(table[["latent", "memory", "latent:memory"]])
+    decided = until_decided(effects, 6).table.set_index("term")["verdict"]
+    assert decided["mod"] == "not measured" != decided["latent"]
+    assert estimate(made.trials(6)).same == ()
 
 
 def test_no_trials_at_all(made):

@@ -244,6 +244,16 @@ def test_rows_that_stand_twice_are_named_and_the_report_is_made_of_the_others(ma
     assert len(verdict["set_aside"]) == 1 and verdict["complete_blocks"] == [0, 2, 3, 4]
 
 
+def test_a_cell_that_is_another_one_is_said_first(made):
+    trials = made.trials(5).set_index(["seed", "cell"])
+    for seed in range(5):
+        trials.loc[(seed, "mod"), "val_loss"] = trials.loc[(seed, "base"), "val_loss"]
+    said = sentences(estimate(trials.reset_index()), made.info(made.trials(5)))
+    assert said[1] == (
+        "mod is base to the bit in every seed: what sets them apart never reached the model, or does nothing there."
+    )
+
+
 def test_blocks_that_were_added_after_a_report_are_said(made):
     trials = made.trials(8)
     said = " ".join(sentences(estimate(trials), made.info(trials, earlier=[2, 5])))

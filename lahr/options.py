@@ -24,6 +24,7 @@ _TYPES = {
     "FLOAT": "a number",
     "STR": "text",
     "{None}|INT": "a whole number or None",
+    "{None}|FLOAT": "a number or None",
     "[STR {None}|INT|FLOAT|{True,False}|STR [...]]": "names, each followed by its value",
 }
 

@@ -7,6 +7,7 @@ Every combination is a cell, and beside capacity 1.0 (plain blocks) stands the a
 every token chosen, k = T. Between the two lies the gate alone, and the surface jumps there.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import ClassVar, Self
 
@@ -57,8 +58,15 @@ class Options(StudyOptions):
             all(0 < c < 1 for c in self.capacity),
             f"--capacity is {self.capacity}; give some between 0 and 1: plain blocks and k = T come by themselves",
         )
-        every = 1 - 0.5 / self.model.max_seq_len  # ⌈cT⌉ is T
+        length = self.model.max_seq_len
+        every = 1 - 0.5 / length  # ⌈cT⌉ is T
         capacities = (1.0, every, *self.capacity)
+        chosen = [math.ceil(round(c * length, 9)) for c in capacities[1:]]
+        check(
+            len(set(chosen)) == len(chosen),
+            f"--capacity is {' '.join(map(str, self.capacity))}; of {length} tokens routed blocks would take "
+            f"{', '.join(map(str, chosen[1:]))}, and `{GATED}` takes all: give each number once, below {length}",
+        )
         names = ("plain", GATED, *(f"{c:g}" for c in self.capacity))
         made = [
             Factor("capacity", "model.mod_capacity", capacities, names=names),

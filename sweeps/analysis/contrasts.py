@@ -133,7 +133,7 @@ def _crossed(factors: tuple[Levels, ...], order: int | None, without: tuple[str,
         mend = _mending(model_CP, rows, wanted_CT)
         names = [term for term, is_lost in zip(wanted, lost, strict=True) if is_lost]
         main = _inestimable(_model(factors, every, 1)[rows], _model(factors, every, 1).T @ wanted_CT)
-        advice = "" if order == 1 or main.all() else ", or ask for interactions of a lower order (--order 1: none)"
+        advice = "" if order == 1 or main.any() else ", or ask for interactions of a lower order (--order 1: none)"
         check(
             False,
             f"without the cells {', '.join(without)} these effects cannot be estimated: {', '.join(names)}; put back "

@@ -107,7 +107,7 @@ def looks(max_seeds: int = MAX_SEEDS) -> tuple[int, ...]:
     """Seeds at each look: 4, 6, 8, … and the cap. `ConfigError` for a cap below the first."""
     check(
         max_seeds >= FIRST_LOOK,
-        f"max_seeds is {max_seeds}; replicating until decided needs a cap of {FIRST_LOOK} seeds or more, such as 12",
+        f"--max-seeds is {max_seeds}; replicating until decided needs a cap of {FIRST_LOOK} seeds or more, such as 12",
     )
     return (*range(FIRST_LOOK, max_seeds, BETWEEN_LOOKS), max_seeds)
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from sweeps.analysis import power
 from sweeps.analysis.effects import estimate
 from sweeps.analysis.sequential import looks
-from sweeps.commands.run import timed
+from sweeps.commands.run import other, timed
 from sweeps.commands.tuning import at_rates
 from sweeps.engine import study
 from sweeps.engine.design import Design, parameters
@@ -27,7 +27,8 @@ def plan(options: StudyOptions, console: Console) -> int:
     """Prints what the sweep would cost and could detect; starts and writes nothing in the results."""
     sweep = study.resolve(options, console, has_gpu=torch.cuda.is_available())
     design, trials = sweep.design, sweep.design.trials()
-    pending = sweep.results.pending(design)
+    theirs = {trial.rpartition("-")[2] for path in options.reuse for trial in other(path).finished()}
+    pending = [trial for trial in sweep.results.pending(design) if trial.fingerprint not in theirs]
     seconds = timed(sweep, console)
     table = Table(
         title=f"{options.sweep_name}: {len(trials)} trials, {len(pending)} to run, at equal {design.equal}"
@@ -54,7 +55,18 @@ def plan(options: StudyOptions, console: Console) -> int:
         console.print(
             f"before that {len(tried)} trials choose the learning rate, {sum(t.flops for t in tried):.3g} FLOPs"
         )
-    _say_time(sweep, seconds, console)
+    _say_time(sweep, theirs, seconds, console)
+    if theirs:
+        taken = sum(trial.fingerprint in theirs for trial in sweep.results.pending(design))
+        console.print(f"{taken} trials are taken over from other sweeps")
+    others = {code: n for code, n in sweep.results.codes(design).items() if code != sweep.code}
+    if others:
+        console.print(
+            f"{sum(others.values())} trials here were made by another version of the code; `run` refuses to add to "
+            "them without --allow-mixed"
+        )
+    if design.seeds < 2 and options.until == "seeds":
+        console.print("one seed block has no intervals and gives no verdict")
     sigma, source = _sigma(sweep.results, design)
     console.print(_detectable(design, sigma, sweep.design.seeds))
     console.print(f"(80 % power at the strictest Holm step; σ = {sigma:.3f} nats, {source})")
@@ -78,8 +90,8 @@ def _say_looks(sweep: study.Study, console: Console) -> study.Study:
     return replace(sweep, design=replace(sweep.design, seeds=planned[-1]))
 
 
-def _say_time(sweep: study.Study, seconds: dict[str, float], console: Console) -> None:
-    pending = sweep.results.pending(sweep.design)
+def _say_time(sweep: study.Study, theirs: set[str], seconds: dict[str, float], console: Console) -> None:
+    pending = [trial for trial in sweep.results.pending(sweep.design) if trial.fingerprint not in theirs]
     where = "on a machine like this one"
     address = sweep.options.address or os.environ.get("RAY_ADDRESS")
     if address:

@@ -29,16 +29,16 @@ from sweeps.reporting.progress import ProgressTable
 def run(options: StudyOptions, console: Console) -> int:
     """Runs what is pending, then reports."""
     Results.at(options.results, options.sweep_name).folder.check_writable()
-    others = [_other(path) for path in options.reuse]
+    others = [other(path) for path in options.reuse]
     sweep = study.resolve(options, console, has_gpu=None)
     results = sweep.results
     design = _this_look(sweep).design
     pending = results.pending(design)
     if results.exists():
         study.check_declared(options, results)
-        results.check_code(results.design(), sweep.code, options.allow_mixed)
-    for other in others:
-        other.check_code(other.design(), sweep.code, options.allow_mixed)
+    results.check_code(results.design() if results.exists() else design, sweep.code, options.allow_mixed)
+    for each in others:
+        each.check_code(each.design(), sweep.code, options.allow_mixed)
     check_room(design, len(pending), study.lanes_here(sweep), results.folder)
     lease.refuse_if_held(results.folder)
     if results.exists() and not pending and _next_look(sweep) is None:
@@ -113,7 +113,7 @@ def _train(
     while True:
         design = sweep.design
         results.extend(design.seeds)
-        taken = sum(results.take_over(other, design) for other in others)
+        taken = sum(results.take_over(each, design) for each in others)
         pending = results.pending(design)
         _say_start(console, sweep, len(pending), taken, lanes)
         observers: list[schedule.Observer] = [
@@ -178,7 +178,7 @@ def _say_start(console: Console, sweep: study.Study, pending: int, taken: int, l
         f"{sweep.data.description}, at equal {design.equal}; {pending} of {len(design.trials())} trials to run, "
         f"{lanes} at a time, {design.config.precision} on {sweep.runtime.device}"
         + ", compiled" * (sweep.runtime.compile == "on")
-        + (f"; {taken} taken over from other sweeps" if taken else "")
+        + (f"; {taken} taken over from other sweeps" if sweep.options.reuse else "")
     )
     console.print(f"results: {shown(sweep.results, '')}")
 
@@ -198,7 +198,8 @@ def _events_folder(results: Results) -> Path:
     return Path(results.folder.path("tensorboard")) if results.folder.is_local else Path(tempfile.mkdtemp())
 
 
-def _other(path: str) -> Results:
-    other = Results(Folder.at(path))
-    check(other.exists(), f"--reuse {path}: there is no sweep there (no design.json)")
-    return other
+def other(path: str) -> Results:
+    """A sweep that trials are to be taken over from; `ConfigError` if there is none."""
+    found = Results(Folder.at(path))
+    check(found.exists(), f"--reuse {path}: there is no sweep there (no design.json)")
+    return found

@@ -32,6 +32,10 @@ def status(options: StudyOptions, console: Console) -> int:
             f"{losses.mean():.4f}{spread}" if len(losses) else "–",
         )
     console.print(table)
+    for trial in results.foreign(design):
+        console.print(
+            f"of no trial of this design, left alone: {trial}", markup=False, highlight=False, soft_wrap=True
+        )
     for failure in failures:
         say_failed(console, failure["trial"], failure["error"])
     return 0

@@ -17,7 +17,7 @@ from lahr.errors import check, nearest
 from lahr.model.flops import fields_read, parameter_counts, training_flops_per_token
 from lahr.plain import canonical_json, changed, from_dict
 from sweeps.analysis.contrasts import Contrasts, crossed, grid
-from sweeps.engine.factors import Extra, Factor, Level, levels_of
+from sweeps.engine.factors import Extra, Factor, Level, checked, levels_of
 
 _LONGEST = 180
 Equal = Literal["tokens", "flops", "time"]
@@ -88,6 +88,7 @@ class Design:
         check(self.seeds >= 1, f"--seeds is {self.seeds}; give at least 1 (5 see large effects, 8 support a claim)")
         names, fields = [f.name for f in self.factors], [f.field for f in self.factors]
         check(bool(names), "the design has no factor; give one at least")
+        checked(self.factors)
         check(len(set(names)) == len(names), f"two factors have one name: {', '.join(names)}")
         for name in fields:
             both = [factor.name for factor in self.factors if factor.field == name]
@@ -101,6 +102,8 @@ class Design:
                 parent is None or not parent.switch or len(parent.levels) == 2,
                 f"factor {factor.name} is nested in {factor.within}, which has further levels; give it two",
             )
+        for extra in self.extras:
+            extra.check()
         extras = [extra.name for extra in self.extras]
         check(len(set(extras)) == len(extras), f"an extra cell is given twice: {', '.join(extras)}")
         by_config: dict[str, str] = {}

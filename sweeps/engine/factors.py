@@ -34,7 +34,13 @@ class Factor:
     names: tuple[str, ...] = ()
     """What cells call each level, where its value says too little."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """`ConfigError` for a factor that makes no sense. Not as it is made: a study's file makes it where it is
+        imported, and nobody could say it in one line there."""
+        check(
+            isinstance(self.levels, (tuple, list)),
+            f"factor {self.name} has the levels {self.levels!r}; give a tuple, such as ({self.levels!r}, …)",
+        )
         check(
             re.fullmatch(r"[a-z][a-z0-9_]*", self.name) is not None and self.name not in _RESERVED,
             f"a factor is named {self.name!r}; use small letters, digits and '_', a letter first, and none of "
@@ -95,6 +101,17 @@ class Factor:
         return Levels(self.name, self.labels[:2] if tested and self.switch else self.labels, self.within, first)
 
 
+def checked(factors: Any) -> tuple[Factor, ...]:
+    """The factors of a study, where each makes sense by itself; else `ConfigError`."""
+    check(
+        isinstance(factors, (tuple, list)) and all(isinstance(factor, Factor) for factor in factors),
+        f"FACTORS is a {type(factors).__name__}; it must be a tuple of factors: (Factor(…), Factor(…))",
+    )
+    for factor in factors:
+        factor.check()
+    return tuple(factors)
+
+
 @dataclass(frozen=True)
 class Extra:
     """A cell beside the factorial: one of its cells with some fields at other values."""
@@ -121,13 +138,18 @@ class Extra:
         fields = []
         for name, _, value in pairs:
             name = name if "." in name and not name.startswith("options.") else f"model.{name}"
+            fields.append((name, value))
+        Extra(corner, tuple(fields)).check()
+        return Extra(corner, tuple((name, _read(name, value)) for name, value in fields))
+
+    def check(self) -> None:
+        """`ConfigError` for a cell that would read other data."""
+        for name, _ in self.fields:
             check(
                 not name.startswith(_SHARED),
-                f"--extra {text!r} sets {name}, which would change the data that the cell reads, and nothing would be "
-                "paired; leave it out",
+                f"--extra {self.name} sets {name}, which would change the data that the cell reads, and nothing would "
+                "be paired; leave it out",
             )
-            fields.append((name, _read(name, value)))
-        return Extra(corner, tuple(fields))
 
     @property
     def name(self) -> str:

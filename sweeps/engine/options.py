@@ -22,7 +22,7 @@ from sweeps.analysis.effects import Effects
 from sweeps.analysis.sequential import looks
 from sweeps.engine.budget import at_equal_flops
 from sweeps.engine.design import Design, Equal
-from sweeps.engine.factors import Extra, Factor
+from sweeps.engine.factors import Extra, Factor, checked
 
 Command = Literal["run", "plan", "status", "report"]
 
@@ -106,7 +106,7 @@ class StudyOptions:
         self._check_execution()
         named = preset(self.preset)
         given, usual = self.config(), TrialConfig(self._model_of(named), named.data, named.train)
-        for factor in self.factors():
+        for factor in checked(self.factors()):
             value = _at(given, factor.field)
             check(
                 value in (_at(usual, factor.field), factor.levels[0]),
@@ -115,6 +115,10 @@ class StudyOptions:
         check(
             self.smallest_effect is None or 0 < self.smallest_effect < math.inf,
             f"--smallest-effect is {self.smallest_effect}; it is a size in nats, above 0 and finite",
+        )
+        check(
+            self.until == "decided" or self.max_seeds == type(self).max_seeds,
+            f"--max-seeds is {self.max_seeds} without --until decided, which alone goes by it; give both, or --seeds",
         )
         if self.until == "decided":
             check(
@@ -208,6 +212,10 @@ class StudyOptions:
             self.order,
             self.without,
             first_seed=self.FIRST_SEED,
+        )
+        check(
+            self.equal == "tokens" or "base" in made.contrasts.cells,
+            f"--equal {self.equal}: cells are given what `base` spends, and --without leaves it out; leave it in",
         )
         return at_equal_flops(made) if self.equal == "flops" else replace(made, equal=self.equal)
 

@@ -14,6 +14,7 @@ Nothing here trains; `recorder.py` writes trials as they end.
 import contextlib
 import io
 import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -181,6 +182,10 @@ class Results:
         """Trials whose result was read and cannot be believed."""
         return sorted(trial for trial, result in self._read.items() if result is None)
 
+    def foreign(self, design: Design) -> list[str]:
+        """Results that stand here and are of no trial of the design; they are left alone."""
+        return sorted(self.finished() - {trial.id for trial in design.trials()})
+
     def check_code(self, design: Design, code: str, allow_mixed: bool) -> None:
         """`ConfigError` if trials stand here that another version of the code has made, unless that was allowed."""
         found = self.codes(design)
@@ -190,7 +195,7 @@ class Results:
             f"{self.folder.uri} holds trials of another version of the code ("
             + ", ".join(f"{count} of {version}" for version, count in others.items())
             + f"; this is {code}), which may differ for that alone; give --name another name, or --allow-mixed to mix "
-            "them, and the report will say so",
+            "them, and the report will say so (`report` alone needs neither where all are of one version)",
         )
 
     def codes(self, design: Design) -> dict[str, int]:
@@ -313,6 +318,8 @@ def _checked(trial: str, result: Any) -> dict[str, Any]:
             raise ValueError(f"its result.json has {result[name]!r} as {name}")
     if "val_loss" not in result:
         raise ValueError("its result.json has no val_loss")
+    if result["status"] == "finished" and not math.isfinite(result["val_loss"] or math.nan):
+        raise ValueError(f"its result.json says finished, and {result['val_loss']!r} as val_loss")
     return result
 
 

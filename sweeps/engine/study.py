@@ -163,6 +163,19 @@ def check_declared(options: StudyOptions, results: Results) -> None:
         + ("a given rate" if rates is None else f"--tune-lr {' '.join(map(str, rates))}")
         + "; leave it out, or give --name another name",
     )
+    if options.command == "report":
+        stands = results.design()
+        for option, asked, decided in (
+            ("order", options.order, stands.order),
+            ("without", set(options.without), set(stands.without)),
+            ("equal", options.equal, stands.equal),
+        ):
+            usual = getattr(type(options), option)
+            check(
+                asked in (usual, set(), decided),
+                f"--{option} is {_listed(asked)}, and {place} was run with {_listed(decided)}; a report is of what was "
+                "run: leave it out, or run that design under another --name",
+            )
     cap, effect = header.get("max_seeds"), header.get("smallest_effect")
     begun = f"--until decided --max-seeds {cap} --smallest-effect {effect:g}" if cap else "a fixed number of seeds"
     asked = options.max_seeds if options.until == "decided" else None
@@ -176,6 +189,10 @@ def check_declared(options: StudyOptions, results: Results) -> None:
         + (f"give {begun}" if cap else "leave --until out")
         + ", or --name another name",
     )
+
+
+def _listed(value: Any) -> str:
+    return " ".join(sorted(value)) or "none" if isinstance(value, set) else str(value)
 
 
 def _exclusive_seconds(design: Design, runtime: Runtime, console: Console) -> dict[str, float]:
@@ -308,6 +325,7 @@ def report_info(results: Results, design: Design, options: StudyOptions) -> dict
         "first_seed": design.first_seed,
         "failed": failures,
         "damaged": results.damaged(),
+        "foreign": results.foreign(design),
         "missing": [trial.id for trial in trials if trial.id not in finished and trial.id not in failed],
         "codes": codes if len(codes) > 1 else {},
         "horizon": design.config.steps * design.config.tokens_per_step,

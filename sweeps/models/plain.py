@@ -73,6 +73,7 @@ class Transformer(nn.Module):
         self.blocks = nn.Sequential(*[Block(config) for _ in range(config.n_layers)])
         self.norm = nn.LayerNorm(config.d_model)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        nn.init.normal_(self.head.weight, std=config.d_model**-0.5)  # as a tied one starts; only this one has decay
         if config.options["head"] == "tied":
             self.head.weight = self.tokens.weight
 

@@ -54,6 +54,7 @@ def sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Map
         ("Missing", [code(str(trial)) for trial in info["missing"]]),
         ("Diverged", [f"{literal(cell)} seed {seed}" for cell, seed in diverged_trials(trials)]),
         ("Damaged, and counted as not finished", [code(str(trial)) for trial in info["damaged"]]),
+        ("Results of no trial of this design, left alone", [code(str(trial)) for trial in info["foreign"]]),
         ("Rows set aside", [literal(said) for said in effects.doubtful]),
         (
             "Seed blocks left out of the estimates",

@@ -109,6 +109,7 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
         "failed": [],
         "missing": [],
         "damaged": [],
+        "foreign": [],
         "codes": {},
         "horizon": TOKENS,
         "varied": False,

@@ -15,7 +15,7 @@ from lahr.errors import ConfigError
 from lahr.options import parse
 from sweeps import ablation, calibrate, capacity
 from sweeps.commands import execute, tuning
-from sweeps.engine.factors import Factor
+from sweeps.engine.factors import Extra, Factor
 from sweeps.engine.options import StudyOptions
 from sweeps.engine.study import Study, about
 from sweeps.factorial import Options as Factorial
@@ -46,6 +46,26 @@ class Mistyped(ablation.Options):
         Factor("activation", "model.options.activaton", ("gelu", "silu")),
         Factor("norm", "model.options.norm", ("before", "after")),
     )
+
+
+class Twice(StudyOptions):
+    """A level that stands twice."""
+
+    NAME: ClassVar[str] = "twice"
+    FACTORS: ClassVar[tuple[Factor, ...]] = (Factor("lr", "train.lr", (1e-3, 1e-3)),)
+
+
+class NoTuple(StudyOptions):
+    """Parentheses alone make no tuple."""
+
+    NAME: ClassVar[str] = "no-tuple"
+    FACTORS = Factor("lr", "train.lr", (1e-3, 2e-3))  # type: ignore[assignment]
+
+
+class OtherData(Factorial):
+    """An extra cell that reads other data, in the study's file."""
+
+    EXTRAS: ClassVar[tuple[Extra, ...]] = (Extra("base", (("data.train_tokens", 10_000),)),)
 
 
 @pytest.fixture
@@ -164,6 +184,14 @@ def test_a_plan_of_each_study(place, monkeypatch, capsys):
         (ablation.Options, "--model.build nowhere.at_all:f", "the module nowhere.at_all cannot be imported"),
         (ablation.Options, "--model.build sweeps.ablation:main", "the function"),
         (Llamas, "--model.n-heads 3", "does not divide"),
+        (capacity.Options, "--capacity 0.99", "of 32 tokens routed blocks would take 32, and `gated` takes all"),
+        (Twice, "", "factor lr has equal levels: 0.001, 0.001; give each once"),
+        (NoTuple, "", "FACTORS is a Factor; it must be a tuple of factors"),
+        (OtherData, "", "sets data.train_tokens, which would change the data that the cell reads"),
+        (Factorial, "--max-seeds 8", "--max-seeds is 8 without --until decided"),
+        (Factorial, "--equal time --order 1 --without base", "--equal time: cells are given what `base` spends"),
+        (Factorial, "--until decided --smallest-effect 0.1 --max-seeds 3", "--max-seeds is 3; replicating"),
+        (Factorial, "--smallest-effect 5%", "--smallest-effect is '5%'; it must be a number or None"),
         (
             Mistyped,
             "--model.options activation gelu head own",

@@ -235,12 +235,13 @@ def test_factors_that_make_no_design_are_refused(make_design, factors, said):
         (("lr", "train.lr", (1.0, [2.0])), "must be a finite number, text, true, false or none"),
         (("lr", "train.lr", (1.0, 2.0), "", False, ("a", "../b")), "calls a level '../b'; use letters"),
         (("lr", "train.lr", (1.0, 2.0), "", False, ("a",)), "2 levels and 1 names for them"),
+        (("a", "model.options.a", "gelu"), r"factor a has the levels 'gelu'; give a tuple, such as \('gelu', …\)"),
         (("f", "model.build", ("", "a.b:f", "c.d:f")), "levels of factor f would have one name"),
     ],
 )
 def test_a_factor_that_makes_no_sense_is_refused(given, said):
     with pytest.raises(ConfigError, match=said):
-        Factor(*given)
+        Factor(*given).check()
 
 
 def test_levels_are_named_shortly():

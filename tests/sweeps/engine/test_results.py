@@ -1,6 +1,7 @@
 """The results folder: pending, finished, damaged, other designs and reuse; on a disk, a full one and in S3."""
 
 import io
+import math
 import time
 from dataclasses import replace
 
@@ -277,7 +278,15 @@ def test_a_full_disk_ends_in_a_clear_error_and_the_same_calls_go_through_once_th
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"cell": "mod"}, {"tokens_per_second": "fast"}, {"status": "done"}]
+    "change",
+    [
+        {"seed": 1},
+        {"cell": "mod"},
+        {"tokens_per_second": "fast"},
+        {"status": "done"},
+        {"val_loss": None},
+        {"val_loss": math.nan},
+    ],
 )
 def test_a_result_that_is_of_another_trial_or_of_no_numbers_counts_as_not_finished(
     results, make_design, change, caplog
@@ -291,6 +300,20 @@ def test_a_result_that_is_of_another_trial_or_of_no_numbers_counts_as_not_finish
     again = Results(results.folder)
     assert trial in again.pending(design) and again.damaged() == [trial.id]
     assert "counts as not finished, since it is damaged" in caplog.text
+
+
+def test_a_result_of_no_trial_of_the_design_is_named_and_enters_nothing(results, make_design):
+    """Seen to fail: a second result of a cell and seed, under another fingerprint, was passed over without a word."""
+    design = make_design()
+    trial = design.trials()[0]
+    record(results, design, trial)
+    other = f"{trial.cell}-s{trial.seed}-{'0' * 12}"
+    for name in ("config.json", "metrics.parquet"):
+        results.folder.write(f"trials/{other}/{name}", results.folder.read(f"trials/{trial.id}/{name}"))
+    result = results.folder.read_json(f"trials/{trial.id}/result.json")
+    results.folder.write_json(f"trials/{other}/result.json", {**result, "trial": other, "val_loss": 9.9})
+    again = Results(results.folder)
+    assert again.foreign(design) == [other] and list(again.table(design)["trial"]) == [trial.id]
 
 
 def test_reports_are_counted_so_that_a_later_one_can_say_what_was_looked_at(results):

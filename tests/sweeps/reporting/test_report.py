@@ -254,6 +254,13 @@ def test_a_cell_that_is_another_one_is_said_first(made):
     )
 
 
+def test_results_of_no_trial_of_the_design_are_listed(made, no_figures):
+    trials = made.trials(4)
+    assert "- Results of no trial of this design, left alone: none" in text(render(trials, {}, made.info(trials)))
+    shown = text(render(trials, {}, made.info(trials, foreign=["mod-s0-0123"])))
+    assert "- Results of no trial of this design, left alone: `mod-s0-0123`" in shown
+
+
 def test_blocks_that_were_added_after_a_report_are_said(made):
     trials = made.trials(8)
     said = " ".join(sentences(estimate(trials), made.info(trials, earlier=[2, 5])))

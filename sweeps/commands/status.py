@@ -16,7 +16,9 @@ def status(options: StudyOptions, console: Console) -> int:
     waiting = {trial.id: trial.cell for trial in results.pending(design)}
     table = Table(title=f"{results.folder.uri}: {len(done)} of {len(design.trials())} trials finished")
     for column in ("cell", "finished", "diverged", "failed", "begun", "waiting", "validation loss, nats"):
-        table.add_column(column, justify="left" if column == "cell" else "right", no_wrap=column == "cell")
+        table.add_column(
+            column, justify="left" if column == "cell" else "right", no_wrap=column == "cell", overflow="fold"
+        )
     for cell in design.cells():
         rows = done[done["cell"] == cell.name]
         mine = [trial for trial, name in waiting.items() if name == cell.name]

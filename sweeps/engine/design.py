@@ -7,6 +7,7 @@ A factorial of factors with two or more levels, crossed or nested. A cell is nam
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
@@ -157,7 +158,7 @@ class Design:
         for name in self.without:
             check(
                 name in every,
-                f"--without names the cell {name!r}{nearest(name, list(every))}, which there is none of",
+                f"--without names the cell {name!r}{_nearest(name, list(every))}, which there is none of",
             )
         further = [name for name in every if name not in tested and name not in self.without]
         cells = {n: Cell(n, levels_of(self.factors, every[n]), n in tested) for n in [*tested, *further]}
@@ -165,7 +166,7 @@ class Design:
             for name in (extra.corner, *extra.compared):
                 check(
                     name in cells,
-                    f"--extra names the cell {name!r}{nearest(name, list(cells))}; it must be one of "
+                    f"--extra names the cell {name!r}{_nearest(name, list(cells))}; it must be one of "
                     f"{', '.join(cells)}",
                 )
         made = [Cell(e.name, cells[e.corner].levels, False, e) for e in self.extras]
@@ -245,6 +246,14 @@ class Design:
             "without": tuple(values["without"]),
         }
         return Design(**{**values, **made})
+
+
+def _nearest(name: str, cells: list[str]) -> str:
+    """The cell with the same parts in another order, or one that is spelt like it, as a question."""
+    parts = set(re.split("[+,]", name))
+    return next(
+        (f" (did you mean {cell!r}?)" for cell in cells if set(cell.split("+")) == parts), nearest(name, cells)
+    )
 
 
 def differences(ours: Design, theirs: Design) -> list[str]:

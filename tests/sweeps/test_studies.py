@@ -188,6 +188,8 @@ def test_a_plan_of_each_study(place, monkeypatch, capsys):
         (Twice, "", "factor lr has equal levels: 0.001, 0.001; give each once"),
         (NoTuple, "", "FACTORS is a Factor; it must be a tuple of factors"),
         (OtherData, "", "sets data.train_tokens, which would change the data that the cell reads"),
+        (Factorial, "--without latent+mod", "--without names the cell 'latent+mod' (did you mean 'mod+latent'?)"),
+        (Factorial, "--without mod,latent", "--without names the cell 'mod,latent' (did you mean 'mod+latent'?)"),
         (Factorial, "--max-seeds 8", "--max-seeds is 8 without --until decided"),
         (Factorial, "--equal time --order 1 --without base", "--equal time: cells are given what `base` spends"),
         (Factorial, "--until decided --smallest-effect 0.1 --max-seeds 3", "--max-seeds is 3; replicating"),

@@ -124,24 +124,21 @@ class Design:
 
     def check_read(self) -> None:
         """`ConfigError` for what a model of one's own never looks at: its cells would be one model under two names."""
-        varied = [(f"factor {factor.name} varies", factor.field, self.cells()) for factor in self.factors]
-        for extra in self.extras:
-            cell = [cell for cell in self.cells() if cell.extra == extra]
-            varied += [(f"--extra {extra.name} sets", name, tuple(cell)) for name, _ in extra.fields]
-        for who, field_, cells in varied:
-            part, _, name = field_.partition(".")
-            if part != "model" or name == "build":
+        read = [(cell, fields_read(self._configured(cell).model)) for cell in self.cells()]
+        varied = [(f"factor {f.name} varies", f.field, [mine for _, mine in read]) for f in self.factors]
+        for cell, mine in read:
+            fields = cell.extra.fields if cell.extra else ()
+            varied += [(f"--extra {cell.name} sets", name, [mine]) for name, _ in fields]
+        for who, where, reads in varied:
+            part, _, name = where.partition(".")
+            if part != "model" or name == "build" or None in reads:  # None is LAHR's
                 continue
-            models = [self._configured(cell).model for cell in cells]
-            read = [fields_read(model) for model in models]
-            if None in read:  # LAHR
-                continue
-            known = frozenset[str]().union(*filter(None, read))
-            mine = sorted(n for n in known if n.startswith("options."))
+            known = frozenset[str]().union(*filter(None, reads))
+            options = sorted(n for n in known if n.startswith("options."))
             check(
                 name in known,
-                f"{who} {field_}, which the model of {models[0].build} never reads{nearest(name, sorted(known))}; of "
-                f"its options it reads {', '.join(mine) or 'none'}",
+                f"{who} {where}, which the model of {self.config.model.build} never reads"
+                f"{nearest(name, sorted(known))}; of its options it reads {', '.join(options) or 'none'}",
             )
 
     @cached_property

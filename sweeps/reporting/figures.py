@@ -321,6 +321,8 @@ def draw_cost(axes: Axes, effects: Effects, trials: pd.DataFrame, cost: str, equ
     axes.set_xlabel(name)
     axes.set_ylabel(LABELS.get(effects.metric, effects.metric))
     axes.set_title("Loss against " + name.split(",")[0].removeprefix("training "), loc="left", fontsize=11)
+    if means[cost].max() < 1.02 * means[cost].min():  # what all were given alike: ticks would all have one name
+        axes.set_xlim(0.85 * means[cost].min(), 1.15 * means[cost].max())
     if means[cost].max() > 8 * means[cost].min():
         axes.set_xscale("log")
     else:

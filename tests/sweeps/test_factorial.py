@@ -137,6 +137,26 @@ def test_a_disk_without_room_is_said_before_anything_starts(place, tmp_path, mon
     assert not (tmp_path / "results").exists()
 
 
+def test_trials_of_other_code_are_refused_before_anything_starts_also_without_a_design(place, monkeypatch):
+    """Seen to fail: where design.json had been removed, trials were trained first, and then there was no report."""
+    monkeypatch.setattr(Results, "codes", lambda self, design: {"elsewhere": 3})
+    monkeypatch.setattr(lease, "refuse_if_held", lambda *_: pytest.fail("went on"))
+    with pytest.raises(ConfigError, match="holds trials of another version of the code"):
+        factorial(place)
+
+
+def test_a_plan_knows_what_is_taken_over_and_what_other_code_has_made(place, monkeypatch, capsys):
+    """Seen to fail: `plan --reuse` passed over a folder that is not there, and counted what would be taken over."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match="--reuse nowhere: there is no sweep there"):
+        factorial(["plan", *place, "--reuse", "nowhere"])
+    monkeypatch.setattr(Results, "codes", lambda self, design: {"elsewhere": 3})
+    assert factorial(["plan", *place, "--seeds", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 trials here were made by another version of the code" in said
+    assert "one seed block has no intervals and gives no verdict" in said
+
+
 def test_an_average_of_the_weights_takes_room_too(place, tmp_path, monkeypatch):
     def needed(*words: str) -> float:
         monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0})())

@@ -16,7 +16,6 @@ import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
-from pathlib import Path
 from typing import Any, overload
 
 import torch
@@ -163,9 +162,8 @@ def _built(config: ModelConfig, seed: int) -> nn.Module:
 def _said(error: Exception) -> str:
     """The error, and where in the code it was raised."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"{type(error).__name__}: {' '.join(str(error).split())} ({Path(frame.filename).name}, line {frame.lineno})"
-    )
+    file = frame.filename.replace("\\", "/").rpartition("/")[2]
+    return f"{type(error).__name__}: {' '.join(str(error).split())} ({file}, line {frame.lineno})"
 
 
 @dataclass(frozen=True)

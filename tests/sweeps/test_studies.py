@@ -110,7 +110,10 @@ def test_a_sweep_of_a_model_of_ones_own_stops_where_all_is_settled(place, tmp_pa
     again = study("tests/sweeps/test_studies.py", *words)
     assert "every trial of this design is finished" in again.stdout and again.returncode == 0
     for other, reason in (
-        (["--until", "seeds"], "was begun with --until decided --max-seeds 6 --smallest-effect 5"),
+        (
+            ["--until", "seeds", "--max-seeds", "12"],
+            "was begun with --until decided --max-seeds 6 --smallest-effect 5",
+        ),
         (["--max-seeds", "8"], "how a sweep is stopped is decided before it begins"),
     ):
         refused = study("tests/sweeps/test_studies.py", *words, *other)

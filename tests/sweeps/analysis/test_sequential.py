@@ -104,7 +104,7 @@ def test_successive_ts_cross_as_often_as_alpha_says(cap, alpha):
 
 def test_looks_are_after_whole_pairs_and_at_the_cap():
     assert looks() == (4, 6, 8, 10, 12) and looks(4) == (4,) and looks(7) == (4, 6, 7)
-    with pytest.raises(ConfigError, match=r"max_seeds is 3; .* 4 seeds or more"):
+    with pytest.raises(ConfigError, match=r"max-seeds is 3; .* 4 seeds or more"):
         looks(3)
 
 
@@ -337,7 +337,7 @@ def test_unusable_input_is_refused():
     for x in (0.0, -0.1, math.nan, math.inf):
         with pytest.raises(ConfigError, match="give it above 0"):
             decide(losses, FACTORIAL, x)
-    with pytest.raises(ConfigError, match="max_seeds is 3"):
+    with pytest.raises(ConfigError, match="max-seeds is 3"):
         decide(losses[:3], FACTORIAL, 0.01, max_seeds=3)
     with pytest.raises(ConfigError, match="12 seeds have run, but the cap is 10"):
         decide(losses, FACTORIAL, 0.01, max_seeds=10)

@@ -29,6 +29,7 @@ from lahr.errors import check
 from lahr.files import Folder
 from lahr.model.flops import training_flops_per_token
 from lahr.model_config import ModelConfig
+from lahr.options import run
 from lahr.training.runtime import prepare_process
 from sweeps.analysis.comparisons import SYNERGY, second_family, without_extras
 from sweeps.analysis.contrasts import Contrasts
@@ -322,7 +323,7 @@ def copy_report(source: Folder, target: Path, trials: pd.DataFrame) -> None:
     trials.dropna(axis=1, how="all").to_csv(target / "trials.csv", index=False, float_format="%.8g")
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> int:
     """Measures or writes."""
     sweeps = [Results(Folder.at(path)) for path in options.sweeps]
     for path, sweep in zip(options.sweeps, sweeps, strict=True):
@@ -331,12 +332,13 @@ def main(options: Options) -> None:
     check(len(sweeps) == expected, f"{options.command} takes {expected} folders, and {len(sweeps)} were given")
     if options.command == "write":
         write(*sweeps)
-        return
+        return 0
     rates = time_cells(sweeps[0], Console(stderr=True))
     KEPT.mkdir(parents=True, exist_ok=True)
     SPEED.write_text(json.dumps({"sweep": sweeps[0].header()["digest"], "made": made(), "rates": rates}, indent=1))
     print(table(("cell", "times base"), [(c, ratio(rates, c, "base")) for c in rates]))
+    return 0
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Options, description=__doc__))
+    run(lambda argv: main(tyro.cli(Options, description=__doc__, args=argv)), "stopped")

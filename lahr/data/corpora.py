@@ -16,10 +16,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lahr.config import DataConfig
 from lahr.data import stories
+from lahr.data.documents import Document, Label
 from lahr.data.hub import one_line, unreachable
 from lahr.errors import ConfigError, check
 
@@ -36,13 +37,6 @@ SPLIT_RULES = 1
 """Version of the rules above; part of the cache's key."""
 
 
-class Document(NamedTuple):
-    """One text, and −log₂ of the probability with which its generator writes it, where that is known."""
-
-    text: str
-    bits: float | None = None
-
-
 @dataclass(frozen=True)
 class Corpus:
     """Two streams of documents. Calling one starts it again."""
@@ -52,6 +46,14 @@ class Corpus:
     description: str
     train: Callable[[], Iterator[Document]]
     validation: Callable[[], Iterator[Document]]
+    labels: tuple[Label, ...] = ()
+    """What the answers in its documents are told apart by, at most `MOST_LABELS`; all that there can be."""
+    words: tuple[str, ...] = ()
+    """Words that must each be one token, such as `<k17>`: none is a part of another, or can occur in other text."""
+    only_words: bool = False
+    """Whether its documents are made of `words` alone, so that no tokenizer has to be trained for it."""
+    tagged: bool = False
+    """Whether some of its answers have a `target`."""
 
 
 def find_corpus(config: DataConfig) -> Corpus:

@@ -16,7 +16,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from lahr.config import DataConfig
-from lahr.data.corpora import END_OF_TEXT, SPLIT_RULES, Corpus, Document, find_corpus
+from lahr.data.corpora import END_OF_TEXT, SPLIT_RULES, Corpus, find_corpus
+from lahr.data.documents import Document
 from lahr.data.shards import (
     FORMAT,
     Damaged,

@@ -30,7 +30,7 @@ def section(options: Options, console: Console) -> Section:
                 Path(cache),
                 lambda *_: None,
             )
-        batches, steps = Batches(data.train, options.batch, SHAPE.max_seq_len, seed=0), count()
+        batches, steps = Batches(data.train, options.batch, seed=0), count()
         amount = options.batch * SHAPE.max_seq_len
         reading = Contestant("reading", lambda: batches.batch(next(steps)), amount)
         rates = measure([reading, ours(SHAPE, options.batch, setting, "training")], console=console)

@@ -30,7 +30,7 @@ from rich.console import Console
 from scipy import stats
 
 from lahr.config import TrialConfig
-from lahr.data import prepare
+from lahr.data import Windows, prepare
 from lahr.model import build_model
 from lahr.trained import find
 from lahr.training.evaluation import evaluate
@@ -155,7 +155,8 @@ def _evaluation_seconds(config: TrialConfig, windows: int = 16) -> float:
 
     def once() -> float:
         began = time.perf_counter()
-        _evaluated(model, config, tokens_NT, tokens_NT, at_once=4 * config.train.batch_size)
+        unmarked = Windows(tokens_NT, tokens_NT, None, torch.zeros_like(tokens_NT, dtype=torch.bool))
+        _evaluated(model, config, unmarked, at_once=4 * config.train.batch_size)
         return time.perf_counter() - began
 
     once()
@@ -163,11 +164,11 @@ def _evaluation_seconds(config: TrialConfig, windows: int = 16) -> float:
 
 
 def _evaluated(
-    model: torch.nn.Module, config: TrialConfig, inputs_NT: torch.Tensor, targets_NT: torch.Tensor, at_once: int
+    model: torch.nn.Module, config: TrialConfig, windows: Windows, at_once: int
 ) -> float:
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16")
     how = {"micro_batch": at_once, "autocast": autocast, "bytes_per_token": 1.0, "with_topk": False}
-    return evaluate(model, inputs_NT, targets_NT, **how)["val_loss"]  # type: ignore[arg-type]
+    return evaluate(model, windows, **how)["val_loss"]  # type: ignore[arg-type]
 
 
 def measure_windows(options: Options, console: Console) -> None:
@@ -177,7 +178,7 @@ def measure_windows(options: Options, console: Console) -> None:
     config = design.config
     block = config.model.max_seq_len
     data = prepare(config.data, config.model.vocab_size, block, Path(options.cache).expanduser())
-    inputs_NT, targets_NT = data.validation_blocks(max(WINDOWS), block)
+    windows = [data.validation.windows([i]) for i in range(max(WINDOWS))]
     done = results.table(design)
     torch.set_num_threads(1)
     losses = json.loads(ON_WINDOWS.read_text()) if ON_WINDOWS.exists() else {}
@@ -186,9 +187,7 @@ def measure_windows(options: Options, console: Console) -> None:
             continue
         console.print(trial)
         model = find(results.folder.child("trials").child(trial).uri).model
-        each = [
-            _evaluated(model, config, inputs_NT[i : i + 1], targets_NT[i : i + 1], 1) for i in range(len(inputs_NT))
-        ]
+        each = [_evaluated(model, config, window, 1) for window in windows]
         again = float(np.mean(each[: config.data.validation_blocks]))
         if abs(again - loss) > SAME:
             raise ValueError(f"{trial} reported a loss of {loss} and has {again} now")

@@ -158,7 +158,7 @@ def train_llama(model: Any, config: TrialConfig, data: TokenData, advance: Advan
         {"params": [parameter for name, parameter in named.items() if name not in decayed], "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=chosen.lr, betas=(chosen.beta1, chosen.beta2), fused=True)
-    batches = Batches(data.train, chosen.batch_size, config.model.max_seq_len, config.seed)
+    batches = Batches(data.train, chosen.batch_size, config.seed)
 
     def nats(inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16"):
@@ -178,7 +178,7 @@ def train_llama(model: Any, config: TrialConfig, data: TokenData, advance: Advan
     seconds = time.perf_counter() - started
 
     model.eval()
-    inputs_NT, targets_NT = data.validation_blocks(config.data.validation_blocks, config.model.max_seq_len)
+    inputs_NT, targets_NT, *_ = data.windows
     with torch.no_grad():  # window by window: every one has as many tokens
         losses = [nats(*pair).item() for pair in zip(inputs_NT.split(1), targets_NT.split(1), strict=True)]
     return Outcome(float(np.mean(losses)), config.steps * config.tokens_per_step / seconds)
@@ -213,7 +213,7 @@ def compare(options: Options, console: Console) -> list[tuple[float, list[Outcom
             Path(options.cache),
             lambda what, _: status.update(f"{what} …"),
         )
-    tokens_BT, _ = data.validation_blocks(min(8, options.data.validation_blocks), shape.max_seq_len)
+    tokens_BT = data.windows.inputs_NT[:8]
     size, their_size = (sum(p.numel() for p in model.parameters()) for model in (LAHR(shape), theirs))
     assert size == their_size, f"not the same shape: {size} and {their_size} parameters"
     console.print(

@@ -104,11 +104,11 @@ def main(preset: str = "quick", data: str | None = None, tokens: int | None = No
     block, batch = chosen.model.max_seq_len, chosen.train.batch_size
     prepared = prepare(config, chosen.model.vocab_size, block, cache)
     steps = (tokens or chosen.train.tokens) // (batch * block)
-    batches = Batches(prepared.train, batch, block, seed=0)
+    batches = Batches(prepared.train, batch, seed=0)
     started = time.perf_counter()
     read = np.concatenate([windows(*batches.batch(step)) for step in range(steps)])
     model = Trigram(read, prepared.vocab_size)
-    loss = model.loss(windows(*prepared.validation_blocks(config.validation_blocks, block)))
+    loss = model.loss(windows(*prepared.windows[:2]))
     floor = prepared.floor_nats_per_token()
     bits = 1 / math.log(2) / prepared.bytes_per_token
     print(

@@ -35,6 +35,9 @@ class DataConfig:
     segments: int = 1
     """Windows of a row. 1 reads the text as one stream; more read as many consecutive windows of one document together,
     as the `knn` memory needs, and leave out documents that are shorter."""
+    packing: Literal["stream", "documents"] = "stream"
+    """What a row is: a part of the text laid end to end, or one document from its beginning, filled up with end-of-text
+    that predicts nothing, as questions and probes need."""
 
     def __post_init__(self) -> None:
         check(bool(self.corpus.strip()), "data.corpus is empty; give a corpus, such as 'stories' or a file")

@@ -12,58 +12,56 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from lahr.data.shards import Split
+from lahr.data.rows import IGNORED, Rows
 from lahr.errors import check
 
 
 class Batches:
-    """The training batches of one trial: `batch_size` windows of `block` tokens a step, over all ranks."""
+    """The training batches of one trial: `batch_size` windows a step, over all ranks."""
 
-    def __init__(self, split: Split, batch_size: int, block: int, seed: int, segments: int = 1) -> None:
-        """`segments` windows make a row, which stays whole and in order.
-
-        `ConfigError` where the split holds no whole row, where rows do not make up the batch, or where the seed is
-        outside 0 … 2⁶⁴ - 1.
-        """
-        self.split, self.batch_size, self.block, self.seed, self.segments = split, batch_size, block, seed, segments
-        if segments > 1:
-            split.require_rows("the training text", 1, block, segments)
+    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
+        """`ConfigError` where there is no whole row, where rows do not make up the batch, or where the seed is outside
+        0 … 2⁶⁴ - 1."""
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        rows.require("the training text", 1)
+        self.n_blocks = len(rows)
         check(
-            split.n_blocks(block) >= 1,
-            f"the training text has {split.n_tokens} tokens, fewer than one block of {block} and its next token; "
-            "give more text or a shorter model.max_seq_len",
-        )
-        self.row_starts = split.row_starts(block, segments)
-        self.n_blocks = len(self.row_starts)
-        check(
-            batch_size % segments == 0,
-            f"train.batch_size is {batch_size}, which is no whole number of rows of {segments} windows "
+            batch_size % rows.segments == 0,
+            f"train.batch_size is {batch_size}, which is no whole number of rows of {rows.segments} windows "
             "(data.segments); give a multiple",
         )
         check(0 <= seed < 2**64, f"the seed is {seed}; it must be from 0 to 2**64 - 1")
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-        """Inputs and next-token targets, both int64 (batch_size / world, block), of `rank` among `world` ranks.
+        """Inputs and targets, both int64 (batch_size / world, block), of `rank` among `world` ranks.
 
         Rank r takes rows r, r + world, … of the global batch, which is the same for every world size; a row's windows
         follow one another. `ConfigError` where `world` ranks cannot share the batch in whole rows.
         """
+        segments = self.rows.segments
         check(
-            self.batch_size % (world * self.segments) == 0,
+            self.batch_size % (world * segments) == 0,
             f"train.batch_size is {self.batch_size}, which {world} workers cannot share evenly"
-            + (f" in rows of {self.segments} windows (data.segments)" if self.segments > 1 else "")
-            + f"; give a multiple of {world * self.segments}",
+            + (f" in rows of {segments} windows (data.segments)" if segments > 1 else "")
+            + f"; give a multiple of {world * segments}",
         )
-        return self.split.rows(self.row_starts[self.block_ids(step)[rank::world]], self.block, self.segments)
+        return self.rows.read(self.block_ids(step)[rank::world])
+
+    def predicted(self, step: int) -> int:
+        """Tokens that all ranks together predict in step `step`."""
+        if self.rows.all_count:
+            return self.batch_size * self.rows.block
+        _, targets_BT = self.rows.read(self.block_ids(step))
+        return int((targets_BT != IGNORED).sum())
 
     def block_ids(self, step: int) -> np.ndarray:
         """The blocks (rows) that step `step` (from 0) reads, int64 (batch_size / segments,)."""
-        rows = self.batch_size // self.segments
+        rows = self.batch_size // self.rows.segments
         return self._entries(step * rows, (step + 1) * rows)
 
     def digest(self, steps: int) -> str:
         """Twelve hex digits over the block ids of steps 0 … steps - 1: equal where trials saw the same."""
-        entries = self._entries(0, steps * (self.batch_size // self.segments))
+        entries = self._entries(0, steps * (self.batch_size // self.rows.segments))
         return hashlib.sha256(entries.astype("<i8").tobytes()).hexdigest()[:12]
 
     def _entries(self, start: int, stop: int) -> np.ndarray:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lahr.config import DataConfig
 from lahr.data.preparation import is_whole, locked, opened
-from lahr.data.shards import TokenData
+from lahr.data.tokens import TokenData
 from lahr.errors import ConfigError, check
 from lahr.files import Folder
 

@@ -1,4 +1,7 @@
-"""From a corpus to an open `TokenData`: found in the cache by its key, or prepared once, whole or not at all."""
+"""From a corpus to an open `TokenData`: found in the cache by its key, or prepared once.
+
+A prepared folder is there whole or not at all. What was cut off goes on behind its last finished shard.
+"""
 
 import fcntl
 import hashlib
@@ -9,6 +12,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -17,26 +21,21 @@ from tokenizers import Tokenizer
 
 from lahr.config import DataConfig
 from lahr.data.corpora import END_OF_TEXT, SPLIT_RULES, Corpus, find_corpus
-from lahr.data.documents import Document
-from lahr.data.shards import (
-    FORMAT,
-    Damaged,
-    SplitWriter,
-    TokenData,
-    file_hash,
-    open_split,
-    read_manifest,
-    write_manifest,
-)
-from lahr.data.tokenizer import TRAINING_BYTES, load_tokenizer, train_bpe
-from lahr.errors import check
+from lahr.data.documents import Document, Label
+from lahr.data.rows import Rows
+from lahr.data.shards import FORMAT, Damaged, file_hash, open_split, read_manifest, write_manifest
+from lahr.data.spans import Encoded, Encoder
+from lahr.data.tokenizer import TRAINING_BYTES, load_tokenizer, train_bpe, words_alone
+from lahr.data.tokens import TokenData
+from lahr.data.writing import SplitWriter
 from lahr.plain import canonical_json
 
 Report = Callable[[str, float], None]
 """Called with what is being done and the share of it that is done, 0 to 1."""
 LEAST_VALIDATION_TOKENS = 1 << 16
-ENCODE_AT_ONCE = 512
-"""Documents given to the tokenizer together."""
+ENCODE_AT_ONCE, ENCODE_BYTES = 512, 4 << 20
+"""Documents given to the tokenizer together, and about how many bytes of them."""
+TOKENIZER = "tokenizer.json"
 log = logging.getLogger(__name__)
 
 
@@ -51,14 +50,14 @@ def prepare(
 
     Two processes that want the same thing prepare it once. A damaged file is found by its hash, said in a
     warning, and all is prepared again. Raises `ConfigError`, before anything is trained, where the corpus cannot be
-    had or is too small for one training block or for `config.validation_blocks` windows of `block` tokens; with
-    `config.segments` also where too few documents are long enough.
+    had or is too small for one training row or for `config.validation_blocks` windows of `block` tokens; with
+    `config.segments` also where too few documents are long enough, and where a question does not fit into a row.
     """
     report = progress or (lambda what, share: None)
     corpus = find_corpus(config)
-    # Rows of segments leave out the rests of documents, six tenths of the generated stories at worst, so four times
-    # the tokens are kept for them.
-    spare = 1 if config.segments == 1 else 4
+    # Rows of segments leave out the rests of documents, six tenths of the generated stories at worst, and rows that
+    # are documents those of long ones, so four times the tokens are kept for them.
+    spare = 1 if config.segments == 1 and config.packing == "stream" else 4
     validation_tokens = _validation_tokens(spare * config.validation_blocks * block + 1)
     key = _key(config, corpus, vocab_size, validation_tokens)
     slug = re.sub(r"\W+", "-", Path(config.corpus.strip()).name).strip("-").lower()[:40]
@@ -116,131 +115,158 @@ def locked(folder: Path) -> Iterator[None]:
 def _prepare_into(
     folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, validation_tokens: int, report: Report
 ) -> None:
-    """Prepares in a folder beside `folder`, which takes its name once it is whole. Call it under the lock."""
-    for left_over in folder.parent.glob(f"{folder.name}.part-*"):
-        shutil.rmtree(left_over)  # of a process that died here: the lock is ours
-    part = folder.with_name(f"{folder.name}.part-{os.getpid()}")
-    part.mkdir()
+    """Prepares in a folder beside `folder`, which takes its name once it is whole. Call it under the lock.
+
+    What is finished of it stays where this is cut off, for the next call.
+    """
+    part = folder.with_name(f"{folder.name}.part")
+    part.mkdir(exist_ok=True)
     try:
         _write(part, corpus, config, vocab_size, validation_tokens, report)
-        if folder.exists():
-            shutil.rmtree(folder)
-        os.replace(part, folder)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        if not any(part.glob("*-journal.json")):  # nothing is finished
+            shutil.rmtree(part, ignore_errors=True)
         raise
+    if folder.exists():
+        shutil.rmtree(folder)
+    os.replace(part, folder)
 
 
 def _write(
     folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, validation_tokens: int, report: Report
 ) -> None:
-    documents = corpus.train()
-    if config.tokenizer == "bpe":
-        # A tokenizer needs no more text than will be used; four bytes a token is near enough to know how much.
-        head = _first(documents, min(TRAINING_BYTES, 4 * config.train_tokens), report)
-        report("training the tokenizer", 0.0)
-        tokenizer = train_bpe((document.text for document in head), vocab_size)
-        documents = itertools.chain(head, documents)
-    else:
-        tokenizer = load_tokenizer(config.tokenizer, vocab_size)
-    report("training the tokenizer", 1.0)
-    saved = tokenizer.to_str()
-    (folder / "tokenizer.json").write_text(saved, encoding="utf-8")
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
-    content = hashlib.sha256(saved.encode())
+    tokenizer = _tokenizer(folder, corpus, config, vocab_size, report)
+    eot = tokenizer.token_to_id(END_OF_TEXT)
+    encoder = Encoder(tokenizer, corpus.labels, eot)
+    kind = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
+    columns = {"token": kind}
+    columns |= {"label": np.dtype(np.uint8)} if corpus.labels else {}
+    columns |= {"target": kind} if corpus.tagged else {}
+    content = hashlib.sha256((folder / TOKENIZER).read_bytes())
+    content.update(repr([label.name for label in corpus.labels]).encode())
     splits = {}
     for name, stream, limit in (
-        ("train", documents, config.train_tokens),
-        ("validation", corpus.validation(), validation_tokens),
+        ("train", corpus.train, config.train_tokens),
+        ("validation", corpus.validation, validation_tokens),
     ):
-        writer = SplitWriter(folder, name, dtype)
-        _encode(stream, tokenizer, writer, limit, partial(report, f"tokenising {name}"))
+        writer = SplitWriter(folder, name, columns)
+        documents = itertools.islice(stream(), writer.documents, None)
+        _encode(documents, tokenizer, encoder, writer, limit, partial(report, f"tokenising {name}"))
         splits[name] = writer.close()
-        content.update(f"{name} {writer.n_tokens} {writer.digest.hexdigest()}".encode())
+        content.update(canonical_json([name, splits[name]["tokens"], splits[name]["content"]]).encode())
     manifest = {
         "format": FORMAT,
         "corpus": corpus.identity,
         "description": corpus.description,
         "content": content.hexdigest(),
+        "labels": [asdict(label) for label in corpus.labels],
         "tokenizer": {
-            "file": "tokenizer.json",
+            "file": TOKENIZER,
             "name": config.tokenizer,
-            "sha256": file_hash(folder / "tokenizer.json"),
+            "sha256": file_hash(folder / TOKENIZER),
             "entries": tokenizer.get_vocab_size(),
-            "eot": tokenizer.token_to_id(END_OF_TEXT),
+            "eot": eot,
         },
         "splits": splits,
     }
     write_manifest(folder, manifest)
 
 
-def _first(documents: Iterator[Document], n_bytes: int, report: Report) -> list[Document]:
-    """The first documents, until they hold `n_bytes` bytes of text."""
-    head, have = [], 0
-    for document in documents:
-        head.append(document)
+def _tokenizer(folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, report: Report) -> Tokenizer:
+    """The tokenizer that `folder` holds: saved there before the first shard is written."""
+    saved = folder / TOKENIZER
+    if any(folder.glob("*-journal.json")) and saved.is_file():
+        return Tokenizer.from_file(str(saved))
+    for left_over in folder.iterdir():
+        left_over.unlink()
+    if config.tokenizer != "bpe":
+        tokenizer = load_tokenizer(config.tokenizer, vocab_size, corpus.words)
+    elif corpus.only_words:
+        tokenizer = words_alone(corpus.words, vocab_size)
+    else:
+        # A tokenizer needs no more text than will be used; four bytes a token is near enough to know how much.
+        n_bytes = min(TRAINING_BYTES, 4 * config.train_tokens)
+        tokenizer = train_bpe(_head(corpus.train(), n_bytes, report), vocab_size, corpus.words)
+    report("training the tokenizer", 1.0)
+    saved.write_text(tokenizer.to_str(), encoding="utf-8")
+    return tokenizer
+
+
+def _head(documents: Iterator[Document], n_bytes: int, report: Report) -> Iterator[str]:
+    """The first texts, until they hold `n_bytes` bytes."""
+    have = 0
+    for n, document in enumerate(documents, 1):
+        yield document.text
         have += len(document.text.encode())
-        if len(head) % 1000 == 0:
+        if n % 1000 == 0:
             report("reading text for the tokenizer", min(1.0, have / n_bytes))
         if have >= n_bytes:
             break
-    return head
+    report("training the tokenizer", 0.0)
 
 
 def _encode(
     documents: Iterator[Document],
     tokenizer: Tokenizer,
+    encoder: Encoder,
     writer: SplitWriter,
     limit: int,
     report: Callable[[float], None],
 ) -> None:
     """Writes documents, each closed by an end-of-text token, until `limit` tokens; the last one is cut there."""
-    eot = tokenizer.token_to_id(END_OF_TEXT)
-    while writer.n_tokens < limit and (some := list(itertools.islice(documents, ENCODE_AT_ONCE))):
+    for some in _together(documents):
+        if writer.n_tokens >= limit:
+            break
         encodings = tokenizer.encode_batch_fast([document.text for document in some], add_special_tokens=False)
         for document, encoding in zip(some, encodings, strict=True):
-            ids = np.array([*encoding.ids, eot], np.int64)
-            n_bytes, left = len(document.text.encode()), limit - writer.n_tokens
-            if len(ids) <= left:
-                writer.add(ids, n_bytes, document.bits)
+            encoded = encoder.encode(document, encoding.ids)
+            n, n_bytes, left = len(encoded.token), len(document.text.encode()), limit - writer.n_tokens
+            if n <= left:
+                writer.add(encoded, n_bytes, document.bits)
                 continue
             if left:  # the floor of a part is not known, nor exactly its bytes
-                writer.add(ids[:left], round(n_bytes * left / len(ids)), None)
+                token, target, label = (x[:left] for x in (encoded.token, encoded.target, encoded.label))
+                writer.add(Encoded(token, target, label, encoded.is_question), round(n_bytes * left / n), None)
             break
         report(min(1.0, writer.n_tokens / limit))
+
+
+def _together(documents: Iterator[Document]) -> Iterator[list[Document]]:
+    """The documents in lists that are not too large to be encoded at once."""
+    some: list[Document] = []
+    size = 0
+    for document in documents:
+        some.append(document)
+        size += len(document.text)
+        if len(some) == ENCODE_AT_ONCE or size >= ENCODE_BYTES:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
 
 
 def opened(folder: Path, config: DataConfig, block: int, description: str = "") -> TokenData:
     """The prepared data that lies whole in `folder`, under the name that its text has now (the one it had when it was
     prepared, where none is given). `ConfigError` where it is too small for what is asked of it."""
     manifest = read_manifest(folder)
+    eot = manifest["tokenizer"]["eot"]
+    splits = {
+        name: Rows(open_split(folder, entry), block, config.segments, config.packing, eot)
+        for name, entry in manifest["splits"].items()
+    }
     data = TokenData(
         folder=folder,
         description=description or manifest["description"],
         content_hash=manifest["content"],
         vocab_size=manifest["tokenizer"]["entries"],
-        eot=manifest["tokenizer"]["eot"],
-        train=open_split(folder, manifest["splits"]["train"]),
-        validation=open_split(folder, manifest["splits"]["validation"]),
+        eot=eot,
+        labels=tuple(Label(**label) for label in manifest["labels"]),
+        train=splits["train"],
+        validation=splits["validation"],
         n_validation=config.validation_blocks,
-        block=block,
-        segments=config.segments,
     )
-    if config.segments > 1:
-        rows = config.validation_blocks // config.segments
-        data.train.require_rows(f"the training split of {data.description}", 1, block, config.segments)
-        data.validation.require_rows(f"the validation split of {data.description}", rows, block, config.segments)
-        return data
-    have = data.validation.n_blocks(block)
-    check(
-        have >= config.validation_blocks,
-        f"the validation split of {data.description} has {data.validation.n_tokens} tokens, {have} windows of "
-        f"{block}, and data.validation_blocks asks for {config.validation_blocks}; give more text"
-        + (f" or --data.validation-blocks {have}" if have else ""),
-    )
-    check(
-        data.train.n_blocks(block) >= 1,
-        f"the training split of {data.description} has {data.train.n_tokens} tokens, fewer than one window of "
-        f"{block} and its next token; give more text, or raise --data.train-tokens",
-    )
+    for name, split in splits.items():
+        split.require_whole(f"the {name} split of {data.description}")
+    data.train.require(f"the training split of {data.description}", 1)
+    data.validation.require(f"the validation split of {data.description}", config.validation_blocks // config.segments)
     return data

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lahr.model.cache import Cache
-from lahr.model.head import cross_entropy, mean_cross_entropy
+from lahr.model.head import cross_entropy, mean_cross_entropy, mean_of
 from lahr.model.latent_reasoning import LatentReasoning, LossesAt, Reasoned
 from lahr.model.layers import Block, RMSNorm, Rotary, Window, parameter, rotary_table
 from lahr.model.memory import EarlierSegments, Memory, Segmented, use
@@ -28,12 +28,16 @@ class Output:
     loss: Tensor
     """What is minimised: the language-model loss and the mechanisms' own."""
     lm_loss: Tensor
-    """Mean cross-entropy of the next token, in nats; a part of `loss`, with its gradient."""
+    """Mean cross-entropy of what is to be predicted, in nats; a part of `loss`, with its gradient."""
     metrics: dict[str, Tensor]
     passes: Tensor
     """Passes of the latent core that were run for a token, on average; 0 without one."""
     causal_scores_LBT: Tensor | None = None
     """What each router's threshold is compared with, for `LAHR.observe`; None without a router."""
+    losses_BT: Tensor | None = None
+    """Each token's loss, 0 without a target; None while gradients are kept."""
+    right_BT: Tensor | None = None
+    """Whether its target is the likeliest token; None likewise."""
     memory_use: Tensor | None = None
     """Summed weight of each memory slot, (n_slots,), to add up for `memory.use_metrics`; None in training mode."""
 
@@ -118,7 +122,7 @@ class LAHR(nn.Module):
     ) -> Tensor | Output:
         """Logits (B, T, V), or with targets the `Output`.
 
-        `routing` is by default "causal" in evaluation mode and for `threshold` routers, else "topk". `passes` of the
+        A target below 0 is none. `routing` is by default "causal" in evaluation mode and for `threshold` routers, else "topk". `passes` of the
         latent core, by default R. `segments` says that the sequences are rows of so many consecutive segments of one
         document. With a `cache` the tokens follow those it holds, where `real_BT` is False they are padding, and the
         cache is extended; nothing else that a forward pass touches changes. Raises `ValueError` on tokens that are
@@ -141,7 +145,7 @@ class LAHR(nn.Module):
         if targets_BT is not None and self.training:  # what the exit gate learns from
 
             def losses_at(y_BSD: Tensor, some: slice) -> Tensor:
-                return cross_entropy(self.norm(y_BSD), self.embedding.weight, targets_BT[:, some])
+                return cross_entropy(self.norm(y_BSD), self.embedding.weight, targets_BT[:, some])[0]
 
         x_BTD = self.embedding(tokens_BT)
         for i in range(len(self.blocks) + 1):
@@ -169,7 +173,13 @@ class LAHR(nn.Module):
         if targets_BT is None:
             return F.linear(x_BTD, self.embedding.weight)
 
-        lm_loss = mean_cross_entropy(x_BTD, self.embedding.weight, targets_BT)
+        losses_BT, right_BT = None, None
+        if torch.is_grad_enabled():
+            lm_loss = mean_cross_entropy(x_BTD, self.embedding.weight, targets_BT)
+        else:
+            each = cross_entropy(x_BTD, self.embedding.weight, targets_BT)
+            losses_BT, right_BT = (of_tokens.view_as(targets_BT) for of_tokens in each)
+            lm_loss = mean_of(losses_BT, targets_BT)
         loss = lm_loss
         if reasoned is not None:
             if reasoned.loss is not None:
@@ -191,6 +201,8 @@ class LAHR(nn.Module):
             metrics | self._metrics(routed, reasoned),
             reasoned.passes.detach() if reasoned is not None else self.cos.new_zeros(()),
             torch.stack([r.causal_BT for r in routed]) if routed else None,
+            losses_BT,
+            right_BT,
             memory_use,
         )
 

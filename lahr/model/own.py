@@ -26,9 +26,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lahr.errors import ConfigError, check
 from lahr.model.draws import shared_draws
+from lahr.model.head import mean_of
 from lahr.model.lahr import LAHR, Output
 from lahr.model.mixture_of_depths import Routing
 from lahr.model_config import ModelConfig
+
+_NO_TARGET = -1
+"""What every target below 0 is made, as torch passes over one number only."""
 
 
 def build_model(config: ModelConfig, seed: int) -> "LAHR | Own":
@@ -80,8 +84,12 @@ class Own(nn.Module):
         if targets_BT is None:
             return logits_BTV
         wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        loss = F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten())
-        return Output(loss, loss, {}, loss.new_zeros(()))
+        losses_BT = F.cross_entropy(
+            logits_BTV.flatten(0, 1).to(wide), targets_BT.clamp(min=_NO_TARGET).flatten(), ignore_index=_NO_TARGET, reduction="none"
+        ).view_as(targets_BT)
+        loss = mean_of(losses_BT, targets_BT)
+        right_BT = logits_BTV.argmax(-1) == targets_BT
+        return Output(loss, loss, {}, loss.new_zeros(()), None, losses_BT.detach(), right_BT)
 
     def _logits(self, given: Any, shape: tuple[int, ...]) -> Tensor:
         logits = given if isinstance(given, Tensor) else getattr(given, "logits", None)

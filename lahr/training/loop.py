@@ -111,9 +111,8 @@ class _Run:
         self.parallel = parallel.spread(self.model, self.device, runtime.sharding)
         self.optimizer = build_optimizer(self.model, config.train)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
-        block, segments = config.model.max_seq_len, config.data.segments
-        self.batches = Batches(data.train, config.train.batch_size, block, config.drawn_seed, segments)
-        self.validation = data.validation_blocks(config.data.validation_blocks, block, segments)
+        self.batches = Batches(data.train, config.train.batch_size, config.drawn_seed)
+        self.validation, self.labels = data.windows, data.labels
         self.bytes_per_token = data.bytes_per_token
         self.milestones = milestones(config)
         self.passes: list[torch.Tensor] = []
@@ -316,6 +315,7 @@ class _Run:
         inputs_BT, targets_BT = self.batches.batch(self.step, self.rank, self.world)
         micro = self.runtime.micro_batch or len(inputs_BT)
         parts = list(zip(inputs_BT.split(micro), targets_BT.split(micro), strict=True))
+        predicted = None if self.batches.rows.all_count else max(self.batches.predicted(self.step), 1)
         loss = torch.zeros((), dtype=torch.float64, device=self.device)
         causal_scores, passes = [], torch.zeros((), dtype=torch.float64, device=self.device)
         for i, (part_inputs_BT, part_targets_BT) in enumerate(parts):
@@ -327,8 +327,11 @@ class _Run:
                     passes=of_passes,
                     segments=self.config.data.segments,
                 )
-            (output.loss / len(parts)).backward()
-            loss += output.lm_loss.detach() / len(parts)
+            # Of equal parts the mean of means is the mean; of parts that predict less or more it is so with weights.
+            weight = 1.0 if predicted is None else int((part_targets_BT >= 0).sum()) * len(parts) * self.world / predicted
+            whole = output.loss if weight == 1 else output.loss + (weight - 1) * output.lm_loss
+            (whole / len(parts)).backward()
+            loss += weight * output.lm_loss.detach() / len(parts)
             passes += output.passes / len(parts)
             if output.causal_scores_LBT is not None:
                 causal_scores.append(output.causal_scores_LBT)
@@ -349,7 +352,6 @@ class _Run:
         return value.item()
 
     def _evaluate(self, final: bool) -> dict[str, float]:
-        inputs_NT, targets_NT = self.validation
         nothing = contextlib.nullcontext()
         with (
             as_written() if self.runtime.compile == "on" else nothing,
@@ -357,12 +359,12 @@ class _Run:
         ):
             return evaluate(
                 self.model,
-                inputs_NT,
-                targets_NT,
+                self.validation,
                 micro_batch=_EVALUATED_AT_ONCE * (self.runtime.micro_batch or self.config.train.batch_size),
                 autocast=self.autocast(),
                 bytes_per_token=self.bytes_per_token,
                 with_topk=final,
                 segments=self.config.data.segments,
+                labels=self.labels,
                 alive=self.watch.alive,
             )

@@ -163,9 +163,7 @@ def _evaluation_seconds(config: TrialConfig, windows: int = 16) -> float:
     return statistics.median(once() for _ in range(3)) / windows
 
 
-def _evaluated(
-    model: torch.nn.Module, config: TrialConfig, windows: Windows, at_once: int
-) -> float:
+def _evaluated(model: torch.nn.Module, config: TrialConfig, windows: Windows, at_once: int) -> float:
     autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=config.precision == "bf16")
     how = {"micro_batch": at_once, "autocast": autocast, "bytes_per_token": 1.0, "with_topk": False}
     return evaluate(model, windows, **how)["val_loss"]  # type: ignore[arg-type]

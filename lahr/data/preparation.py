@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -136,7 +137,7 @@ def _write(
     folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, validation_tokens: int, report: Report
 ) -> None:
     tokenizer = _tokenizer(folder, corpus, config, vocab_size, report)
-    eot = tokenizer.token_to_id(END_OF_TEXT)
+    eot = cast(int, tokenizer.token_to_id(END_OF_TEXT))  # no tokenizer is taken without it
     encoder = Encoder(tokenizer, corpus.labels, eot)
     kind = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
     columns = {"token": kind}
@@ -268,5 +269,7 @@ def opened(folder: Path, config: DataConfig, block: int, description: str = "") 
     for name, split in splits.items():
         split.require_whole(f"the {name} split of {data.description}")
     data.train.require(f"the training split of {data.description}", 1)
-    data.validation.require(f"the validation split of {data.description}", config.validation_blocks // config.segments)
+    data.validation.require(
+        f"the validation split of {data.description}", config.validation_blocks // config.segments
+    )
     return data

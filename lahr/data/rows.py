@@ -105,23 +105,25 @@ class Rows:
 
     def require(self, what: str, n: int) -> None:
         """`ConfigError` where there are fewer than `n` rows of the split named `what`."""
-        have, lengths = len(self), np.diff(self.split.document_starts)
+        have, are = len(self), f"{n} {'are' if n > 1 else 'is'} needed"
         if self.segments == 1 or self.packing == "documents":
             unit = "documents" if self.packing == "documents" else f"windows of {self.block}"
-            lower = have * self.segments if n > 1 else 0
+            more = (
+                "raise --data.train-tokens" if n == 1 else f"give --data.validation-blocks {have * self.segments}"
+            )
             check(
                 have >= n,
-                f"{what} has {self.split.n_tokens} tokens, {have} {unit}, and {n} {'are' if n > 1 else 'is'} needed; "
-                "give more text" + (f" or --data.validation-blocks {lower}" if lower else ", or raise "
-                "--data.train-tokens"),
+                f"{what} has {self.split.n_tokens} tokens, {have} {unit}, and {are}; give more text"
+                + (f", or {more}" if n == 1 or have else ""),
             )
             return
+        longest = np.diff(self.split.document_starts).max(initial=0)
         lower = "lower data.segments or model.max_seq_len" + (" or data.validation_blocks" if n > 1 else "")
         check(
             have >= n,
             f"data.segments is {self.segments}: a row takes {self.segments} x {self.block} + 1 = {self.length + 1} "
-            f"tokens of one document, and {what} has {have} such rows where {n} {'are' if n > 1 else 'is'} needed (its "
-            f"longest document is {lengths.max(initial=0)} tokens); {lower}, or give longer documents",
+            f"tokens of one document, and {what} has {have} such rows where {are} (its longest document is {longest} "
+            f"tokens); {lower}, or give longer documents",
         )
 
     def require_whole(self, what: str) -> None:
@@ -147,7 +149,9 @@ class Rows:
         split, columns = self.split, self.split.columns
         start, stop = (first + 1, first + 1 + self.length) if self.packing == "stream" else self._document(first)
         before = split.read("token", max(start - 1, 0), stop)
-        targets = split.read("target", start, stop) if "target" in columns else before[len(before) - (stop - start) :]
+        targets = (
+            split.read("target", start, stop) if "target" in columns else before[len(before) - (stop - start) :]
+        )
         inputs = np.full(self.length, self.eot, np.int64)
         if start == 0:  # nothing stands before the first document
             inputs[1 : len(before)] = before[:-1]

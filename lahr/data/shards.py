@@ -71,7 +71,7 @@ class Split:
 
     @cached_property
     def has_floor(self) -> np.ndarray:
-        """Of each document, whether its floor is known, which that of one cut at the split's end is not: (documents,)."""
+        """Of each document, whether its floor is known, as that of one cut at the end is not: (documents,)."""
         return ~np.isnan(self.documents["bits"].to_numpy())
 
     def read(self, column: str, start: int, stop: int) -> np.ndarray:

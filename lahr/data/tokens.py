@@ -62,7 +62,8 @@ class TokenData:
         total = np.concatenate([[0], np.cumsum(split.documents["bytes"].to_numpy())])
         read = self.n_validation * rows.block
         # Inside a document bytes are taken as even; only the first and the last document are cut.
-        return float((np.interp(read + 1, split.document_starts, total) - np.interp(1, split.document_starts, total)) / read)
+        first, last = np.interp([1, read + 1], split.document_starts, total)
+        return float((last - first) / read)
 
     def floor_nats_per_token(self, n_windows: int | None = None) -> float | None:
         """Least possible mean loss on the documents that lie whole in a row of the first `n_windows` windows (default:

@@ -42,7 +42,7 @@ class SplitWriter:
         for shard in self.shards:
             with pa.memory_map(str(folder / shard["files"][0]["file"])) as source:
                 for column, digest in self._digests.items():
-                    digest.update(pa.ipc.open_file(source).get_batch(0)[column].to_numpy().astype("<u4"))
+                    digest.update(pa.ipc.open_file(source).get_batch(0)[column].to_numpy().astype("<u4").tobytes())
         self._clear()
 
     def add(self, encoded: Encoded, n_bytes: int, bits: float | None) -> None:
@@ -84,7 +84,7 @@ class SplitWriter:
         arrays = {}
         for column, kind in self.columns.items():
             whole = np.concatenate(self._pending[column]) if self._n_pending else np.empty(0, kind)
-            self._digests[column].update(whole.astype("<u4"))
+            self._digests[column].update(whole.astype("<u4").tobytes())
             # From the buffer: `pa.array` of a numpy array imports pandas, which takes longer than all the rest.
             arrays[column] = pa.Array.from_buffers(
                 pa.from_numpy_dtype(kind), len(whole), [None, pa.py_buffer(whole)]

@@ -16,7 +16,7 @@ launches, it was never timed."""
 
 
 def cross_entropy(x: Tensor, weight_VD: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each token the loss, in nats and at least in fp32, 0 without a target; and whether the target is the likeliest.
+    """Of each token the loss, in nats and at least in fp32, 0 without a target; and whether that is the likeliest.
 
     States (…, D) and targets (…) to two (N,). Carries no gradient.
     """

@@ -122,11 +122,12 @@ class LAHR(nn.Module):
     ) -> Tensor | Output:
         """Logits (B, T, V), or with targets the `Output`.
 
-        A target below 0 is none. `routing` is by default "causal" in evaluation mode and for `threshold` routers, else "topk". `passes` of the
-        latent core, by default R. `segments` says that the sequences are rows of so many consecutive segments of one
-        document. With a `cache` the tokens follow those it holds, where `real_BT` is False they are padding, and the
-        cache is extended; nothing else that a forward pass touches changes. Raises `ValueError` on tokens that are
-        not (B, T ≤ max_seq_len) integers, on an unknown routing, and where the parts do not go together.
+        A target below 0 is none. `routing` is by default "causal" in evaluation mode and for `threshold` routers, else
+        "topk". `passes` of the latent core, by default R. `segments` says that the sequences are rows of so many
+        consecutive segments of one document. With a `cache` the tokens follow those it holds, where `real_BT` is False
+        they are padding, and the cache is extended; nothing else that a forward pass touches changes. Raises
+        `ValueError` on tokens that are not (B, T ≤ max_seq_len) integers, on an unknown routing, and where the parts do
+        not go together.
         """
         self._check(tokens_BT, targets_BT, routing, passes, segments, cache, real_BT)
         if routing is None:

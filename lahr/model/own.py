@@ -85,7 +85,10 @@ class Own(nn.Module):
             return logits_BTV
         wide = torch.promote_types(logits_BTV.dtype, torch.float32)
         losses_BT = F.cross_entropy(
-            logits_BTV.flatten(0, 1).to(wide), targets_BT.clamp(min=_NO_TARGET).flatten(), ignore_index=_NO_TARGET, reduction="none"
+            logits_BTV.flatten(0, 1).to(wide),
+            targets_BT.clamp(min=_NO_TARGET).flatten(),
+            ignore_index=_NO_TARGET,
+            reduction="none",
         ).view_as(targets_BT)
         loss = mean_of(losses_BT, targets_BT)
         right_BT = logits_BTV.argmax(-1) == targets_BT

@@ -34,7 +34,7 @@ def evaluate(
 ) -> dict[str, float]:
     """`val_loss` in nats a token (causal routing, mean over all windows), `bits_per_byte` and the mechanisms' metrics.
 
-    `document_loss` is the loss of documents that lie whole in their row and whose floor is known. With answers there are
+    `document_loss` is that of documents that lie whole in their row and whose floor is known. With answers there are
     `answer_loss` and `accuracy`, and of each label and each kind of them `answer_loss/NAME` and `accuracy/NAME`.
 
     `with_topk` adds `val_loss_topk` and `router_gap` (causal minus top-k) where something is routed. Every rank

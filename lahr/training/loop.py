@@ -328,7 +328,8 @@ class _Run:
                     segments=self.config.data.segments,
                 )
             # Of equal parts the mean of means is the mean; of parts that predict less or more it is so with weights.
-            weight = 1.0 if predicted is None else int((part_targets_BT >= 0).sum()) * len(parts) * self.world / predicted
+            has = int((part_targets_BT >= 0).sum()) if predicted is not None else 0
+            weight = has * len(parts) * self.world / predicted if predicted is not None else 1.0
             whole = output.loss if weight == 1 else output.loss + (weight - 1) * output.lm_loss
             (whole / len(parts)).backward()
             loss += weight * output.lm_loss.detach() / len(parts)

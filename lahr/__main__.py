@@ -3,6 +3,7 @@
     python -m lahr train                                        the `quick` preset, every mechanism off
     python -m lahr train --mod --latent --memory --seed 1       the full model
     python -m lahr train --data text.txt --train.lr 1e-3        any field of the configuration
+    python -m lahr prepare tinystories --preset small           the token shards alone, beforehand
     python -m lahr generate PLACE --prompt "Once upon a time"   text from a trial, a run, a checkpoint or an export
     python -m lahr export PLACE FOLDER                          safetensors, configuration and tokenizer
 
@@ -13,6 +14,7 @@ import dataclasses
 import io
 import os
 import sys
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,13 +27,14 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    TaskProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
 from lahr.config import DataConfig, TrainConfig, TrialConfig
-from lahr.data import prepare
+from lahr.data import SHARED, prepare, publish, published_at
 from lahr.errors import ConfigError, check, nearest
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
@@ -91,6 +94,26 @@ class Options:
 
 
 @dataclass(frozen=True)
+class PrepareOptions:
+    """Makes a corpus's token shards, so that runs and sweeps with the same options find them."""
+
+    model: ModelConfig
+    data: DataConfig
+    preset: str = "quick"
+    """smoke, quick, small, paper or base: sizes and defaults of everything below."""
+    results: str | None = None
+    """The folder of all sweeps' results, a path or URI that every machine sees: the shards are put there too, once for
+    all of them."""
+    cache: str = os.environ.get("LAHR_CACHE", "~/.cache/lahr")
+    """Where prepared data lies on this machine."""
+
+    @staticmethod
+    def of(name: str, preset: Preset) -> "PrepareOptions":
+        """A preset's options."""
+        return PrepareOptions(preset.model, preset.data, preset=name)
+
+
+@dataclass(frozen=True)
 class GenerateOptions(SamplingOptions):
     """Continues prompts with a trained model."""
 
@@ -121,7 +144,7 @@ class ExportOptions:
 
 def main(argv: list[str]) -> int:
     """Runs one command; its exit status."""
-    commands = {"train": train_one, "generate": generate, "export": write_export}
+    commands = {"train": train_one, "prepare": prepare_corpus, "generate": generate, "export": write_export}
     if not argv or argv[0] in ("-h", "--help"):
         print(f"usage: python -m lahr {{{','.join(commands)}}} [options]\n\n{__doc__}", end="")
         return 0
@@ -130,6 +153,41 @@ def main(argv: list[str]) -> int:
         f"unknown command {argv[0]!r}{nearest(argv[0], list(commands))}; it must be one of {', '.join(commands)}",
     )
     return commands[argv[0]](argv[1:])
+
+
+def prepare_corpus(argv: list[str]) -> int:
+    """Prepares a corpus, named first or with `--data`; says what there is then."""
+    named = ["--data", argv[0], *argv[1:]] if argv and not argv[0].startswith("-") else argv
+    options = parse(PrepareOptions, named, PrepareOptions.of, "python -m lahr prepare")
+    console = Console()
+    shared = Folder.at(options.results).child(SHARED) if options.results is not None else None
+    if shared is not None:
+        shared.check_writable()
+    started, cpu = time.perf_counter(), time.process_time()
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("looking for what is there", total=1.0)
+        data = prepare(
+            options.data,
+            options.model.vocab_size,
+            options.model.max_seq_len,
+            Path(options.cache).expanduser().resolve(),
+            lambda what, share: bar.update(task, description=what, completed=share),
+            *([published_at(shared)] if shared is not None else []),
+        )
+        bar.update(task, description="prepared", completed=1.0)
+    took, cpu = time.perf_counter() - started, time.process_time() - cpu
+    splits = {"training": data.train.split, "validation": data.validation.split}
+    said = ", ".join(f"{s.n_tokens:,} {n} tokens in {s.documents.num_rows:,} documents" for n, s in splits.items())
+    console.print(
+        f"{data.description}: {said}; {data.bytes_per_token:.2f} bytes a token, vocabulary {data.vocab_size:,}\n"
+        f"{data.folder} ({took:.0f} s, {cpu:.0f} s of a processor)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if shared is not None:
+        console.print(f"for every machine in {publish(data, shared).uri}", highlight=False, soft_wrap=True)
+    return 0
 
 
 def generate(argv: list[str]) -> int:

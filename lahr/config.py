@@ -72,6 +72,9 @@ class TrainConfig:
     """Under `wsd`, how many shorter runs are branched off: at evenly spaced horizons a copy decays in time to end
     there and is evaluated, and the run itself goes on. What is reported is what a run of that length would reach that
     has as many warm-up steps."""
+    curriculum: float = 0.0
+    """Of a corpus with stages: the share of the steps in which all but the last are gone through, one after another.
+    0 is the last one from the beginning."""
     final_lr: float = 0.0
     """Where the decay ends, as a share of the peak."""
     weight_decay: float = 0.1
@@ -95,6 +98,10 @@ class TrainConfig:
             check(getattr(self, name) >= 1, f"train.{name} is {getattr(self, name)}; it must be at least 1")
         check(0 < self.lr < math.inf, f"train.lr is {self.lr}; it must be above 0, such as 1e-3")
         check(0 <= self.warmup <= 1, f"train.warmup is {self.warmup}; it is a share of the steps, 0 to 1")
+        check(
+            0 <= self.curriculum < 1,
+            f"train.curriculum is {self.curriculum}; it is a share of the steps, 0 (none) to below 1",
+        )
         check(0 <= self.final_lr <= 1, f"train.final_lr is {self.final_lr}; it is a share of the peak, 0 to 1")
         check(
             0 < self.decay <= 1, f"train.decay is {self.decay}; it is a share of the steps, above 0 and at most 1"
@@ -117,6 +124,11 @@ class TrainConfig:
             0 < self.clip_norm < math.inf,
             f"train.clip_norm is {self.clip_norm}; it must be above 0 and finite (1e9 clips nothing)",
         )
+
+    def stage(self, step: int, steps: int, stages: int) -> int:
+        """The stage, of so many, that step `step` of a run of `steps` reads."""
+        staged = self.curriculum * steps
+        return min(int(step / staged * (stages - 1)), stages - 1) if step < staged else stages - 1
 
     def warmup_steps(self, steps: int) -> int:
         """Steps in which the rate rises, of a run of `steps`."""

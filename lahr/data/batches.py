@@ -4,9 +4,13 @@ Epoch e is a permutation of all whole blocks, drawn by Philox (Salmon et al. 201
 as 1, 2, 3") keyed by (seed, e). Batch `step` holds entries step·B … step·B + B - 1 of the epochs' permutations laid
 end to end, so it may span an epoch's end, and resuming needs nothing but the step. A block is one window of the text,
 or with segments a row of several consecutive windows of one document, and B is then the batch's rows.
+
+A corpus with a curriculum has the same rows in several stages, laid end to end. Which row is drawn does not depend on
+the stage, so trials with and without the curriculum stay paired.
 """
 
 import hashlib
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -19,12 +23,20 @@ from lahr.errors import check
 class Batches:
     """The training batches of one trial: `batch_size` windows a step, over all ranks."""
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
-        """`ConfigError` where there is no whole row, where rows do not make up the batch, or where the seed is outside
-        0 … 2⁶⁴ - 1."""
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
-        rows.require("the training text", 1)
-        self.n_blocks = len(rows)
+    def __init__(
+        self,
+        rows: Rows,
+        batch_size: int,
+        seed: int,
+        stages: int = 1,
+        stage_of: Callable[[int], int] = lambda step: 0,
+    ) -> None:
+        """`rows` are those of so many stages, and `stage_of` says which is read in a step. `ConfigError` where there is
+        no whole row, where rows do not make up the batch, or where the seed is outside 0 … 2⁶⁴ - 1."""
+        self.rows, self.batch_size, self.seed, self.stage_of = rows, batch_size, seed, stage_of
+        rows.require("the training text", stages)
+        self.n_blocks = len(rows) // stages
+        """Rows of one stage."""
         check(
             batch_size % rows.segments == 0,
             f"train.batch_size is {batch_size}, which is no whole number of rows of {rows.segments} windows "
@@ -45,19 +57,22 @@ class Batches:
             + (f" in rows of {segments} windows (data.segments)" if segments > 1 else "")
             + f"; give a multiple of {world * segments}",
         )
-        return self.rows.read(self.block_ids(step)[rank::world])
+        return self.rows.read(self._rows(step)[rank::world])
 
     def predicted(self, step: int) -> int:
         """Tokens that all ranks together predict in step `step`."""
         if self.rows.all_count:
             return self.batch_size * self.rows.block
-        _, targets_BT = self.rows.read(self.block_ids(step))
+        _, targets_BT = self.rows.read(self._rows(step))
         return int((targets_BT != IGNORED).sum())
 
     def block_ids(self, step: int) -> np.ndarray:
-        """The blocks (rows) that step `step` (from 0) reads, int64 (batch_size / segments,)."""
+        """The blocks (rows) that step `step` (from 0) reads, in whichever stage: int64 (batch_size / segments,)."""
         rows = self.batch_size // self.rows.segments
         return self._entries(step * rows, (step + 1) * rows)
+
+    def _rows(self, step: int) -> np.ndarray:
+        return self.block_ids(step) + self.stage_of(step) * self.n_blocks
 
     def digest(self, steps: int) -> str:
         """Twelve hex digits over the block ids of steps 0 … steps - 1: equal where trials saw the same."""

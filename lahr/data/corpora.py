@@ -52,6 +52,8 @@ class Corpus:
     """Words that must each be one token, such as `<k17>`: none is a part of another, or can occur in other text."""
     only_words: bool = False
     """Whether its documents are made of `words` alone, so that no tokenizer has to be trained for it."""
+    stages: int = 1
+    """Of a curriculum: its training stream is so many parts with equally many documents, each the same questions."""
     tagged: bool = False
     """Whether some of its answers have a `target`."""
 

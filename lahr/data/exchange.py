@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 from lahr.config import DataConfig
@@ -10,6 +11,8 @@ from lahr.data.tokens import TokenData
 from lahr.errors import ConfigError, check
 from lahr.files import Folder
 
+SHARED = ".data"
+"""Where prepared data lies below the folder of all sweeps' results."""
 _MANIFEST = "manifest.json"
 
 
@@ -24,6 +27,19 @@ def publish(data: TokenData, place: Folder) -> Folder:
             there.copy_in(path.name, path)
     there.write(_MANIFEST, manifest)  # last: its presence means that the rest is there
     return there
+
+
+def published_at(place: Folder) -> Callable[[Path], bool]:
+    """What `prepare` may ask: puts the folder there if one of its name was published below `place`, and says so."""
+
+    def take(folder: Path) -> bool:
+        source = place.child(folder.name)
+        if not source.exists(_MANIFEST):
+            return False
+        _copy(source, folder)
+        return True
+
+    return take
 
 
 def fetch(source: Folder, config: DataConfig, block: int, cache: Path) -> TokenData:

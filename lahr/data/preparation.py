@@ -29,6 +29,7 @@ from lahr.data.spans import Encoded, Encoder
 from lahr.data.tokenizer import TRAINING_BYTES, load_tokenizer, train_bpe, words_alone
 from lahr.data.tokens import TokenData
 from lahr.data.writing import SplitWriter
+from lahr.errors import check
 from lahr.plain import canonical_json
 
 Report = Callable[[str, float], None]
@@ -46,9 +47,11 @@ def prepare(
     block: int,
     cache: Path,
     progress: Report | None = None,
+    elsewhere: Callable[[Path], bool] = lambda folder: False,
 ) -> TokenData:
     """Opens the corpus as tokens, preparing it in `cache` where it is not there yet.
 
+    `elsewhere` is asked first whether it can put the folder of that name there, from where all machines can read, say.
     Two processes that want the same thing prepare it once. A damaged file is found by its hash, said in a
     warning, and all is prepared again. Raises `ConfigError`, before anything is trained, where the corpus cannot be
     had or is too small for one training row or for `config.validation_blocks` windows of `block` tokens; with
@@ -65,7 +68,8 @@ def prepare(
     folder = Path(cache).expanduser().resolve() / f"{slug or 'corpus'}-{key[:16]}"
     if not is_whole(folder):
         with locked(folder):
-            if not is_whole(folder):  # another process may have prepared it while this one waited
+            # Another process may have prepared it while this one waited.
+            if not is_whole(folder) and not elsewhere(folder):
                 _prepare_into(folder, corpus, config, vocab_size, validation_tokens, report)
     return opened(folder, config, block, corpus.description)
 
@@ -152,14 +156,15 @@ def _write(
     ):
         writer = SplitWriter(folder, name, columns)
         documents = itertools.islice(stream(), writer.documents, None)
-        _encode(documents, tokenizer, encoder, writer, limit, partial(report, f"tokenising {name}"))
-        splits[name] = writer.close()
+        ended = _encode(documents, tokenizer, encoder, writer, limit, partial(report, f"tokenising {name}"))
+        splits[name] = writer.close() | {"ended": ended}
         content.update(canonical_json([name, splits[name]["tokens"], splits[name]["content"]]).encode())
     manifest = {
         "format": FORMAT,
         "corpus": corpus.identity,
         "description": corpus.description,
         "content": content.hexdigest(),
+        "stages": corpus.stages,
         "labels": [asdict(label) for label in corpus.labels],
         "tokenizer": {
             "file": TOKENIZER,
@@ -213,11 +218,14 @@ def _encode(
     writer: SplitWriter,
     limit: int,
     report: Callable[[float], None],
-) -> None:
-    """Writes documents, each closed by an end-of-text token, until `limit` tokens; the last one is cut there."""
+) -> bool:
+    """Writes documents, each closed by an end-of-text token, until `limit` tokens; the last one is cut there.
+
+    Whether the documents ended before.
+    """
     for some in _together(documents):
         if writer.n_tokens >= limit:
-            break
+            return False
         encodings = tokenizer.encode_batch_fast([document.text for document in some], add_special_tokens=False)
         for document, encoding in zip(some, encodings, strict=True):
             encoded = encoder.encode(document, encoding.ids)
@@ -228,8 +236,9 @@ def _encode(
             if left:  # the floor of a part is not known, nor exactly its bytes
                 token, target, label = (x[:left] for x in (encoded.token, encoded.target, encoded.label))
                 writer.add(Encoded(token, target, label, encoded.is_question), round(n_bytes * left / n), None)
-            break
+            return False
         report(min(1.0, writer.n_tokens / limit))
+    return True
 
 
 def _together(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -264,7 +273,17 @@ def opened(folder: Path, config: DataConfig, block: int, description: str = "") 
         labels=tuple(Label(**label) for label in manifest["labels"]),
         train=splits["train"],
         validation=splits["validation"],
+        stages=manifest["stages"],
         n_validation=config.validation_blocks,
+    )
+    check(
+        data.stages == 1 or manifest["splits"]["train"]["ended"],
+        f"{data.description} has {data.stages} stages, and data.train_tokens {config.train_tokens:,} ends before the "
+        "last does; raise it, or ask for fewer questions",
+    )
+    check(
+        data.stages == 1 or config.packing == "documents",
+        f"{data.description} has {data.stages} stages, whose rows must be documents; give --data.packing documents",
     )
     for name, split in splits.items():
         split.require_whole(f"the {name} split of {data.description}")

@@ -29,6 +29,8 @@ class TokenData:
     """What its answers are told apart by: label n of a window is the n-th, counted from 1."""
     train: Rows
     validation: Rows
+    stages: int
+    """Equal parts of the training rows, each the same questions; 1 without a curriculum."""
     n_validation: int
     """Windows that every evaluation reads, the first of the validation split."""
 

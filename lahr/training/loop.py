@@ -16,6 +16,7 @@ import torch.distributed as dist
 
 from lahr.config import TrialConfig
 from lahr.data import Batches, TokenData
+from lahr.errors import check
 from lahr.files import Folder
 from lahr.model import LAHR, build_model
 from lahr.model.flops import training_flops_per_token
@@ -111,7 +112,17 @@ class _Run:
         self.parallel = parallel.spread(self.model, self.device, runtime.sharding)
         self.optimizer = build_optimizer(self.model, config.train)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
-        self.batches = Batches(data.train, config.train.batch_size, config.drawn_seed)
+        check(
+            data.stages > 1 or config.train.curriculum == 0,
+            f"train.curriculum is {config.train.curriculum:g}, and {data.description} has no stages; leave it out",
+        )
+        self.batches = Batches(
+            data.train,
+            config.train.batch_size,
+            config.drawn_seed,
+            data.stages,
+            lambda step: config.train.stage(step, config.steps, data.stages),
+        )
         self.validation, self.labels = data.windows, data.labels
         self.bytes_per_token = data.bytes_per_token
         self.milestones = milestones(config)

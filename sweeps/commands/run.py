@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from lahr.data import publish
+from lahr.data import SHARED, publish
 from lahr.errors import check
 from lahr.files import Folder
 from lahr.machine import Demands
@@ -93,7 +93,7 @@ def _train(
     environment = study.environment()
     if cluster.grows:  # prepared here once, found by all machines, also those that come later
         environment["machines"] = schedule.examine(demands)
-        prepared = publish(sweep.data, Folder.at(options.results).child(".data"))
+        prepared = publish(sweep.data, Folder.at(options.results).child(SHARED))
     else:
         environment["machine"] += cluster.gpu_kinds
     known = results.header()["estimated_seconds"] if results.exists() else {}

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from itertools import repeat
 from pathlib import Path
@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lahr.config import Precision
-from lahr.data import TokenData, anchored, prepare
+from lahr.data import SHARED, TokenData, anchored, prepare, published_at
 from lahr.errors import check
+from lahr.files import Folder
 from lahr.machine import processor
 from lahr.plain import changed
 from lahr.presets import preset
@@ -230,7 +231,12 @@ def prepared(options: StudyOptions, console: Console) -> TokenData:
             bar.update(task, description=what, completed=fraction)
 
         return prepare(
-            options.data, options.model.vocab_size, options.model.max_seq_len, options.cache_folder, progress
+            options.data,
+            options.model.vocab_size,
+            options.model.max_seq_len,
+            options.cache_folder,
+            progress,
+            published_at(Folder.at(options.results).child(SHARED)),
         )
 
 
@@ -304,7 +310,11 @@ def about(study: Study, seconds: Mapping[str, float], tuned: Mapping[str, Any] |
         "max_seeds": options.max_seeds if options.until == "decided" else None,
         "primary": options.primary or options.equal,
         "tuned": tuned,
-        "data": {"corpus": study.data.description, "floor": study.data.floor_nats_per_token(blocks)},
+        "data": {
+            "corpus": study.data.description,
+            "floor": study.data.floor_nats_per_token(blocks),
+            "labels": [asdict(label) for label in study.data.labels],
+        },
         "estimated_seconds": dict(seconds),
     }
 
@@ -339,6 +349,7 @@ def report_info(results: Results, design: Design, options: StudyOptions) -> dict
         "tuned": header.get("tuned"),
         **_smallest_effect(header.get("smallest_effect"), options.smallest_effect),
         "floor": header["data"]["floor"],
+        "labels": header["data"]["labels"],
         "corpus": header["data"]["corpus"],
         "environment": {
             **_differing(header["starts"]),

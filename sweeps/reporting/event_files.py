@@ -44,6 +44,9 @@ TAGS = {
     "train_loss": "loss/train",
     "decayed_val_loss": "loss/decayed",
     "bits_per_byte": "loss/bits_per_byte",
+    "document_loss": "loss/documents",
+    "accuracy": "accuracy/all",
+    "answer_loss": "answer_loss/all",
     "router_gap": "mod/router_gap",
 }
 BY_COST = ("val_loss", "train_loss")

@@ -13,7 +13,7 @@ import pandas as pd
 from sweeps.analysis.comparisons import divergences, extra_family, second_family, without_extras
 from sweeps.analysis.effects import Effects, believed
 from sweeps.analysis.power import EXPLORATORY_BLOCKS
-from sweeps.reporting import figures, page
+from sweeps.reporting import answers, figures, page
 from sweeps.reporting.cost import cost
 from sweeps.reporting.literal import code, literal, markdown_table
 from sweeps.reporting.sanity import sanity
@@ -39,6 +39,8 @@ def render(
     second, lost = second_family(trials, design), divergences(every, design)
     title = f"{info['name']}: {horizon(info)}, complete seed blocks: {len(effects.blocks)}"
     files = figures.draw(effects, trials, curves, title, info["equal_at"]) | dict(pictures or {})
+    of_answers, picture = answers.section(every, curves, info["labels"], design)
+    files |= picture
     files["effects.csv"] = effects.table.to_csv(index=False).encode()
     files["verdict.json"] = document(effects, second, options, lost, every, info)
     alone = [name for name in files if name.endswith(".png") and name not in (pictures or {})]
@@ -55,6 +57,7 @@ def render(
         "## Along the way\n\n![Each effect at every evaluation](along.png)\n\n"
         "The same effects at every evaluation, cells compared at equal shares of their training. The bands are 95 %, "
         "seed-wise and pointwise: each holds for one point by itself, and the verdict is that of the end.",
+        of_answers,
         _second(second, effects, lost),
         _options(options, effects, lost),
         cost(trials, effects, info["equal_at"]),

@@ -39,10 +39,13 @@ def sanity(effects: Effects, trials: pd.DataFrame, lost: pd.DataFrame, info: Map
             else "Data order: not comparable by its hash, since cells read prefixes of different length of one stream"
         )
     lines += _routing(finished) + _exits(finished)
-    if info["floor"] is not None and len(finished):
-        best = finished["val_loss"].min()
+    if info["floor"] is not None and "document_loss" in finished and finished["document_loss"].notna().any():
+        best = finished["document_loss"].min()
         flag = " – **below it: something leaks**" if best < info["floor"] else ""
-        lines.append(f"Known loss floor {info['floor']:.4f} nats; the lowest trial reached {best:.4f}{flag}")
+        lines.append(
+            f"Known loss floor {info['floor']:.4f} nats, of documents that lie whole in a window; on those the lowest "
+            f"trial reached {best:.4f}{flag}"
+        )
     for name, entries in (
         (
             "Failed",

@@ -21,7 +21,7 @@ from sweeps.reporting.literal import markdown_table
 
 PICTURE = "answers.png"
 _METRIC = "accuracy/"
-_LINES = {"chance": ":", "ceiling": "--"}
+_LINES: dict[str, Any] = {"chance": ":", "ceiling": "--"}
 
 
 def section(

@@ -34,6 +34,8 @@ class Output:
     """Passes of the latent core that were run for a token, on average; 0 without one."""
     causal_scores_LBT: Tensor | None = None
     """What each router's threshold is compared with, for `LAHR.observe`; None without a router."""
+    selected_BT: Tensor | None = None
+    """The share of the routers that each token passed; None without a router."""
     losses_BT: Tensor | None = None
     """Each token's loss, 0 without a target; None while gradients are kept."""
     right_BT: Tensor | None = None
@@ -202,6 +204,7 @@ class LAHR(nn.Module):
             metrics | self._metrics(routed, reasoned),
             reasoned.passes.detach() if reasoned is not None else self.cos.new_zeros(()),
             torch.stack([r.causal_BT for r in routed]) if routed else None,
+            torch.stack([r.selected_BT for r in routed]).float().mean(0) if routed else None,
             losses_BT,
             right_BT,
             memory_use,

@@ -92,7 +92,7 @@ class Own(nn.Module):
         ).view_as(targets_BT)
         loss = mean_of(losses_BT, targets_BT)
         right_BT = logits_BTV.argmax(-1) == targets_BT
-        return Output(loss, loss, {}, loss.new_zeros(()), None, losses_BT.detach(), right_BT)
+        return Output(loss, loss, {}, loss.new_zeros(()), losses_BT=losses_BT.detach(), right_BT=right_BT)
 
     def _logits(self, given: Any, shape: tuple[int, ...]) -> Tensor:
         logits = given if isinstance(given, Tensor) else getattr(given, "logits", None)

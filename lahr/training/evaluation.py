@@ -35,7 +35,8 @@ def evaluate(
     """`val_loss` in nats a token (causal routing, mean over all windows), `bits_per_byte` and the mechanisms' metrics.
 
     `document_loss` is that of documents that lie whole in their row and whose floor is known. With answers there are
-    `answer_loss` and `accuracy`, and of each label and each kind of them `answer_loss/NAME` and `accuracy/NAME`.
+    `answer_loss` and `accuracy`, and of each label and each kind of them `answer_loss/NAME` and `accuracy/NAME`; with
+    routers also `selected/NAME`, the share of them that the tokens from which such answers are predicted pass.
 
     `with_topk` adds `val_loss_topk` and `router_gap` (causal minus top-k) where something is routed. Every rank
     evaluates its share of the windows, in as many forward passes as every other, and gets the whole mean. With
@@ -110,8 +111,10 @@ def _mean_over_windows(
         sums.add("losses", _pair(output.losses_BT, targets_BT >= 0) * counts)
         sums.add("whole", _pair(output.losses_BT, windows.whole_NT[rows].to(device) & (targets_BT >= 0)) * counts)
         if windows.labels_NT is not None:
-            of_labels = _by_label(output.losses_BT, output.right_BT, windows.labels_NT[rows].to(device))
-            sums.add("labels", of_labels * counts)
+            labels_BT = windows.labels_NT[rows].to(device)
+            sums.add("labels", _by_label(output.losses_BT, output.right_BT, labels_BT) * counts)
+            if output.selected_BT is not None:
+                sums.add("selected", _selected(output.selected_BT, labels_BT) * counts)
         if output.memory_use is not None:
             sums.add("memory", output.memory_use.double() * counts)
     total = sums.of_all_ranks()
@@ -124,7 +127,7 @@ def _mean_over_windows(
     if total["whole"][1] > 0:
         metrics["document_loss"] = _ratio(total["whole"])
     if "labels" in total:
-        metrics |= _of_answers(total["labels"].cpu(), labels)
+        metrics |= _of_answers(total["labels"].cpu(), labels, total.get("selected"))
     if "memory" in total:
         metrics.update(use_metrics(total["memory"]))
     return metrics
@@ -161,8 +164,17 @@ def _by_label(losses_BT: Tensor, right_BT: Tensor, labels_BT: Tensor) -> Tensor:
     return result
 
 
-def _of_answers(sums: Tensor, labels: Sequence[Label]) -> dict[str, float]:
-    """Losses and accuracies of each label, of each kind that has groups, and of all answers."""
+def _selected(selected_BT: Tensor, labels_BT: Tensor) -> Tensor:
+    """Of each label the summed shares of routers that its tokens passed, and the tokens: (2, 127)."""
+    of_N = (labels_BT.flatten().long() % FIRST).clamp(max=UNCOUNTED)
+    result = torch.zeros(2, UNCOUNTED + 1, dtype=torch.float64, device=labels_BT.device)
+    result[0].index_add_(0, of_N, selected_BT.flatten().double())
+    result[1] += torch.bincount(of_N, minlength=UNCOUNTED + 1)
+    return result[:, :UNCOUNTED]
+
+
+def _of_answers(sums: Tensor, labels: Sequence[Label], selected: Tensor | None) -> dict[str, float]:
+    """What is said of each label, of each kind that has groups, and of all answers."""
     names: dict[str, list[int]] = {"": []}
     for number, label in enumerate(labels, 1):
         kind, slash, _ = label.name.partition("/")
@@ -175,4 +187,6 @@ def _of_answers(sums: Tensor, labels: Sequence[Label]) -> dict[str, float]:
             ending = f"/{name}" if name else ""
             metrics[f"answer_loss{ending}"] = loss / tokens
             metrics[f"accuracy{ending}"] = right / answers
+            if selected is not None:
+                metrics[f"selected{ending}"] = _ratio(selected[:, numbers].sum(1))
     return metrics

@@ -20,7 +20,7 @@ from sweeps.reporting.figures import GREY, STYLE, cell_style, short_number
 from sweeps.reporting.literal import markdown_table
 
 PICTURE = "answers.png"
-_METRIC = "accuracy/"
+_METRIC, _SELECTED = "accuracy/", "selected/"
 _LINES: dict[str, Any] = {"chance": ":", "ceiling": "--"}
 
 
@@ -40,7 +40,7 @@ def section(
     known = {str(label["name"]): label for label in labels}
     rows = []
     for name in names:
-        of = [_values(finished, cell, name) for cell in cells]
+        of = [100 * _values(finished, cell, name) for cell in cells]
         rows.append((name, *_bounds(known, name), *map(_figure_of, of)))
     text = (
         "## Answers\n\n"
@@ -50,7 +50,37 @@ def section(
         "answers whose document began before the window are not counted. Mean over seeds ± half its 95 % interval "
         "(one t, each figure by itself, adjusted for nothing). Groups of distance are in tokens."
     )
+    text += _differences(finished, names, cells) + _selection(finished, names, cells)
     return text, {PICTURE: _picture(finished, curves, names, known, cells, design)}
+
+
+def _differences(trials: pd.DataFrame, names: Sequence[str], cells: Sequence[str]) -> str:
+    """Each cell's accuracy minus base's, paired by seed."""
+    others = [cell for cell in cells if cell != "base"]
+    if "base" not in cells or not others:
+        return ""
+    rows = []
+    for name in names:
+        by_seed = trials.pivot_table(index="seed", columns="cell", values=_METRIC + name, dropna=False)
+        apart = [100 * (by_seed[cell] - by_seed["base"]).dropna().to_numpy(float) for cell in others]
+        rows.append((name, *(_figure_of(values, sign=True) for values in apart)))
+    return "\n\nThe same minus base's, paired by seed, in percentage points:\n\n" + markdown_table(
+        ("accuracy − base's", *others), rows
+    )
+
+
+def _selection(trials: pd.DataFrame, names: Sequence[str], cells: Sequence[str]) -> str:
+    """Which share of the tokens that answers are predicted from the routers let through."""
+    routed = [cell for cell in cells if len(_values(trials, cell, names[0], _SELECTED))]
+    if not routed:
+        return ""
+    rows = [
+        (name, *(_figure_of(100 * _values(trials, cell, name, _SELECTED)) for cell in routed)) for name in names
+    ]
+    return (
+        "\n\nWhat routed blocks let through, of the tokens that answers are predicted from:\n\n"
+        + markdown_table(("selected, %", *routed), rows)
+    )
 
 
 def _names(labels: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -75,15 +105,18 @@ def _bounds(known: Mapping[str, Mapping[str, Any]], name: str) -> tuple[str, str
     return found[0], found[1]
 
 
-def _values(trials: pd.DataFrame, cell: str, name: str) -> np.ndarray:
-    return trials.loc[trials["cell"] == cell, _METRIC + name].dropna().to_numpy(float)
+def _values(trials: pd.DataFrame, cell: str, name: str, metric: str = _METRIC) -> np.ndarray:
+    """One a seed; empty where there is none."""
+    column = metric + name
+    return trials.loc[trials["cell"] == cell, column].dropna().to_numpy(float) if column in trials else np.empty(0)
 
 
-def _figure_of(values: np.ndarray) -> str:
+def _figure_of(values: np.ndarray, sign: bool = False) -> str:
+    """Mean and half its 95 % interval of percentages."""
     if not len(values):
         return "–"
-    mean, low, _ = (100 * float(x) for x in t_interval(values))
-    return f"{mean:.1f}" + ("" if math.isnan(low) else f" ± {mean - low:.1f}")
+    mean, low, _ = (float(x) for x in t_interval(values))
+    return (f"{mean:+.1f}" if sign else f"{mean:.1f}") + ("" if math.isnan(low) else f" ± {mean - low:.1f}")
 
 
 def _picture(

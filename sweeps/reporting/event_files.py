@@ -47,6 +47,7 @@ TAGS = {
     "document_loss": "loss/documents",
     "accuracy": "accuracy/all",
     "answer_loss": "answer_loss/all",
+    "selected": "selected/all",
     "router_gap": "mod/router_gap",
 }
 BY_COST = ("val_loss", "train_loss")

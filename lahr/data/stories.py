@@ -6,8 +6,8 @@ are drawn uniformly; everything else follows from them, and so do later referenc
 it was last put. No two sequences of choices write the same text, so a text's probability is the product of 1/n over
 its choices, and −log₂ of it is a floor that no model's mean loss can pass.
 
-A story depends on its seed alone, through a stream of whole numbers of its own (SplitMix64: Steele et al. 2014,
-"Fast Splittable Pseudorandom Number Generators"), so it is the same on every machine.
+A story depends on its seed alone, through a stream of whole numbers of its own (`lahr.data.stream`), so it is the same
+on every machine.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lahr.data.story_words import WORDS, Words
+from lahr.data.stream import Stream
 
 TRAIN_SEEDS = 0
 VALIDATION_SEEDS = 1 << 48
@@ -30,31 +31,6 @@ HIDDEN = -1
 
 Pick = Callable[[int], int]
 """`pick(n)` is a choice among n ≥ 1 equally likely ones: a number from 0 to n - 1."""
-
-_MASK = (1 << 64) - 1
-
-
-class Stream:
-    """Uniform choices from a seed, and how many ways they could have gone."""
-
-    __slots__ = ("state", "ways")
-
-    def __init__(self, seed: int) -> None:
-        self.state = _mix((seed * 0x9E3779B97F4A7C15 + 0x632BE59BD9B4E019) & _MASK)
-        self.ways = 1
-        """Product of all n so far: the choices made have probability 1/ways."""
-
-    def pick(self, n: int) -> int:
-        """A number from 0 to n - 1, each equally likely to within n/2⁶⁴."""
-        self.ways *= n
-        self.state = state = (self.state + 0x9E3779B97F4A7C15) & _MASK
-        return _mix(state) * n >> 64
-
-
-def _mix(z: int) -> int:
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return z ^ (z >> 31)
 
 
 def story(seed: int, words: Words = WORDS) -> tuple[str, float]:

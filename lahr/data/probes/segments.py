@@ -1,0 +1,140 @@
+"""`segments`: pairs given in an earlier segment, for what a memory of earlier segments adds.
+
+A document is S segments of T tokens. In a segment, pairs `<k17><v3>` are given that later segments ask for, and pairs
+of earlier segments are asked for: the key again, then its value, which is the answer, a plain one. Between them
+stands noise. A pair is given once and asked once, in a later segment, so its value is never to be had inside the
+segment that asks; how many segments back it was given is the answer's group. Segment s is asked `each` times by every
+later one, so every segment holds (S - 1) · each pairs in all, whose places among the noise are drawn.
+
+A row's inputs are an end-of-text token and then the words: window 0 reads T - 1 words and every later one T. Pairs
+lie whole inside a window. With its own end-of-text token a document is S · T tokens.
+
+Sources: Wu et al. 2022, "Memorizing Transformers"; associative recall as in Arora et al. 2023, "Zoology".
+Size: 4 windows of 64 (model.max_seq_len 64, data.segments 4) with 36 answers in 256 tokens.
+Chance: 1 in `values`; all that a model without a memory reaches. Ceiling: 1.
+Held out: documents. Keys get new values in each, so that nothing of one helps in another.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+from lahr.data.documents import Label
+from lahr.data.probes.probe import Probe, Solved, numbered
+from lahr.data.stream import Stream
+from lahr.errors import check
+
+NOISE = 32
+"""Different noise words."""
+
+
+@dataclass(frozen=True)
+class Segments(Probe):
+    """Parameters of `segments`. A document is segments · window - 1 words."""
+
+    name = "segments"
+    tagged = False
+
+    segments: int = 4
+    """Segments of a document: data.segments."""
+    window: int = 64
+    """Tokens in a segment: model.max_seq_len."""
+    each: int = 6
+    """Pairs that a segment asks of each earlier one."""
+    keys: int = 128
+    """Words that can be a key; a document has segments · (segments - 1) / 2 · each different ones."""
+    values: int = 32
+    """Words that can be a value, each drawn equally often."""
+
+    def check_ranges(self) -> None:
+        self.check_range("segments", 2, 64)
+        self.check_range("window", 3, 1 << 16)
+        self.check_range("each", 1, (self.window - 1) // 2)
+        self.check_range("keys", 2, 1 << 16)
+        self.check_range("values", 2, 4096)
+        most = (self.window - 1) // (2 * (self.segments - 1))
+        check(
+            self.each <= most,
+            f"segments: each is {self.each}, which makes {(self.segments - 1) * self.each} pairs in a segment, and its "
+            f"{self.window} tokens hold {(self.window - 1) // 2}; "
+            + (f"give each at most {most}" if most else "give a longer window or fewer segments"),
+        )
+        check(
+            self.n_pairs <= self.keys,
+            f"segments: keys is {self.keys}, and a document has {self.n_pairs} pairs of different keys; give at least "
+            "as many",
+        )
+
+    @property
+    def n_pairs(self) -> int:
+        """Pairs in a document, each given once and asked once."""
+        return self.segments * (self.segments - 1) // 2 * self.each
+
+    @property
+    def bits(self) -> float:
+        return self.n_pairs * math.log2(self.values) + (self.n_words - 4 * self.n_pairs) * math.log2(NOISE)
+
+    @property
+    def n_words(self) -> int:
+        return self.segments * self.window - 1
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        return numbered("k", self.keys) + numbered("v", self.values) + numbered("n", NOISE)
+
+    @cached_property
+    def labels(self) -> tuple[Label, ...]:
+        return tuple(Label(f"segments/{back}-back", 1 / self.values, 1.0) for back in range(1, self.segments))
+
+    @cached_property
+    def _pairs_of(self) -> list[list[int]]:
+        """The pairs that each segment gives or asks, by number."""
+        found: list[list[int]] = [[] for _ in range(self.segments)]
+        between = [(given, asked) for given in range(self.segments) for asked in range(given + 1, self.segments)]
+        for pair, (given, asked) in enumerate(between * self.each):
+            found[given].append(pair)
+            found[asked].append(pair)
+        return found
+
+    def draw(self, stream: Stream) -> list[int]:
+        keys = _some(stream, self.keys, self.n_pairs)
+        values = [self.keys + value for value in stream.picks(self.values, self.n_pairs)]
+        noise = self.keys + self.values
+        ids: list[int] = []
+        for segment, pairs in enumerate(self._pairs_of):
+            room = self.window - (segment == 0)
+            n_noise = room - 2 * len(pairs)
+            # Items in random order: the first len(pairs) numbers are pairs, the others noise.
+            items = [*pairs, *(-1 - i for i in stream.picks(NOISE, n_noise))]
+            for item in _shuffled(stream, items):
+                if item < 0:
+                    ids.append(noise - 1 - item)
+                else:
+                    ids += (keys[item], values[item])
+        return ids
+
+    def solve(self, ids: list[int]) -> list[Solved]:
+        given: dict[int, int] = {}
+        solved: list[Solved] = []
+        for at, word in enumerate(ids):
+            if word < self.keys:
+                segment = (at + 1) // self.window
+                if word in given:
+                    solved.append((at + 1, f"{segment - given[word]}-back", ""))
+                else:
+                    given[word] = segment
+        return solved
+
+
+def _some(stream: Stream, n: int, count: int) -> list[int]:
+    """So many different numbers below `n`, in random order."""
+    return _shuffled(stream, list(range(n)), count)
+
+
+def _shuffled(stream: Stream, items: list[int], count: int | None = None) -> list[int]:
+    """The items, or the first `count` of them, in an order at random (Fisher-Yates)."""
+    n = len(items)
+    for i in range(n if count is None else count):
+        j = i + stream.pick(n - i)
+        items[i], items[j] = items[j], items[i]
+    return items[:count]

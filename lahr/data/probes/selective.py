@@ -1,0 +1,96 @@
+"""`selective`: a few signals in much noise, labelled everywhere, for what routing by content saves (MoD).
+
+One word in `every` is a signal, `<s3>`, the others noise, `<n17>`, at places that only the content shows. Each word
+is tagged with a state of the signals so far: by default the last signal but one (`last2`), or their sum modulo
+`signals` (`sum`). Work is needed at the signals, where `last2` is formed by looking for the signal before and keeping
+it; a noise word has only to fetch what the last signal keeps. So a router that spends its capacity on the signals
+loses nothing, and one that chooses at random loses most. Documents begin with two signals; words are tagged from the
+second on.
+
+Labels stand at every word, since with labels only on the signals routers learn to skip exactly those: a block's
+output at a signal is then wanted for that word's own answer alone, and learned routers were seen to choose about 0 %
+of them.
+
+Sources: selective copying in Gu & Dao 2023, "Mamba" (after Jing et al. 2019); Raposo et al. 2024,
+"Mixture-of-Depths".
+Size: 127 words, 128 tokens, with `every` 8, which is a capacity of 12.5 %.
+Chance: 1/signals in both states. Ceiling: 1. Groups: answers `signal` and `noise`, by the word that they are
+predicted from.
+Held out: documents.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from lahr.data.documents import Label
+from lahr.data.probes.probe import Probe, Solved, numbered
+from lahr.data.stream import Stream
+
+
+@dataclass(frozen=True)
+class Selective(Probe):
+    """Parameters of `selective`. A document is `length` words."""
+
+    name = "selective"
+    tagged = True
+
+    state: Literal["last2", "sum"] = "last2"
+    """What is asked: `last2`, a look-up; `sum`, which has to be carried on from signal to signal, and is far harder."""
+    every: int = 8
+    """One word in so many is a signal, on average."""
+    signals: int = 8
+    """Different signals."""
+    noise: int = 32
+    """Different noise words."""
+    length: int = 127
+    """Words in a document."""
+
+    def check_ranges(self) -> None:
+        self.check_range("every", 1, 4096)
+        self.check_range("signals", 2, 4096)
+        self.check_range("noise", 1, 1 << 16)
+        self.check_range("length", 2, 1 << 16)
+
+    @property
+    def bits(self) -> float:
+        return 2 * math.log2(self.signals) + (self.length - 2) * math.log2(self._kinds)
+
+    @property
+    def _kinds(self) -> int:
+        return self.signals if self.every == 1 else min(self.signals, self.noise)
+
+    @property
+    def n_words(self) -> int:
+        return self.length
+
+    @cached_property
+    def words(self) -> tuple[str, ...]:
+        return numbered("s", self.signals) + numbered("n", self.noise)
+
+    @cached_property
+    def labels(self) -> tuple[Label, ...]:
+        groups = ("signal",) if self.every == 1 else ("signal", "noise")
+        return tuple(Label(f"selective/{group}", 1 / self.signals, 1.0) for group in groups)
+
+    def draw(self, stream: Stream) -> list[int]:
+        signals, noise, every = self.signals, self.noise, self.every
+        ids = stream.picks(signals, 2)
+        # One number holds three choices: signal or noise, which signal, which noise.
+        for choice in stream.picks(every * signals * noise, self.length - 2):
+            choice, kind = divmod(choice, every)
+            ids.append(signals + choice // signals if kind else choice % signals)
+        return ids
+
+    def solve(self, ids: list[int]) -> list[Solved]:
+        signals, words, is_sum = self.signals, self.words, self.state == "sum"
+        total = last = ids[0]
+        state, solved = "", []
+        for at in range(1, len(ids)):
+            group = "noise"
+            if (word := ids[at]) < signals:
+                total, before, last, group = (total + word) % signals, last, word, "signal"
+                state = words[total if is_sum else before]
+            solved.append((at, group, state))
+        return solved

@@ -67,6 +67,10 @@ def find_corpus(config: DataConfig) -> Corpus:
     name = config.corpus.strip()
     if name == "stories":
         return _stories()
+    if name.startswith("probe:"):
+        from lahr.data.probes import find_probe
+
+        return find_probe(name.removeprefix("probe:"))
     if name in HUB_NAMES:
         return _hub(HUB_NAMES[name], config.text_column)
     path = Path(name).expanduser()

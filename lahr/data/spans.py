@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from tokenizers import Tokenizer
 
-from lahr.data.documents import FIRST, UNCOUNTED, Answer, Document, Label, distance_group
+from lahr.data.documents import FIRST, UNCOUNTED, Document, Label, distance_group
 from lahr.errors import ConfigError
 
 
@@ -52,21 +52,23 @@ class Encoder:
                 "cannot be placed in it; use --data.tokenizer bpe"
             )
         target = token.copy()
-        for answer in document.answers:
-            first, behind, source = self._place(document.text, answer, ends)
+        for answer, first, behind, source in zip(document.answers, *self._place(document, ends), strict=True):
             if answer.target:
                 target[behind] = self.ids[answer.target]
                 first, behind = behind, behind + 1
             group = distance_group(first - source) if answer.source is not None else answer.group
-            label[first:behind] = self.labels[f"{answer.kind}/{group}" if group else answer.kind]
-            label[first] += FIRST
+            label[first:behind] = number = self.labels[f"{answer.kind}/{group}" if group else answer.kind]
+            label[first] = number + FIRST
         return Encoded(token, target, label, document.answers_only)
 
     @staticmethod
-    def _place(text: str, answer: Answer, ends: np.ndarray) -> tuple[int, int, int]:
-        """First token of an answer, the one behind its last, and the last of its source (its first, without one)."""
-        edges = (answer.start, answer.end, answer.source if answer.source is not None else answer.start)
-        at = edges if text.isascii() else tuple(len(text[:edge].encode()) for edge in edges)
-        first = int(np.searchsorted(ends, at[0], side="right"))
-        behind = int(np.searchsorted(ends, at[1], side="left")) + 1
-        return first, behind, int(np.searchsorted(ends, at[2], side="left"))
+    def _place(document: Document, ends: np.ndarray) -> tuple[list[int], list[int], list[int]]:
+        """Of each answer the first token, the one behind its last, and the last of its source (its first, without)."""
+        text, answers = document.text, document.answers
+        edges = [(a.start, a.end, a.start if a.source is None else a.source) for a in answers]
+        if not text.isascii():
+            edges = [tuple(len(text[:edge].encode()) for edge in three) for three in edges]  # type: ignore[misc]
+        starts, stops, sources = np.array(edges).T
+        first = np.searchsorted(ends, starts, side="right")
+        behind = np.searchsorted(ends, stops, side="left") + 1
+        return first.tolist(), behind.tolist(), np.searchsorted(ends, sources, side="left").tolist()

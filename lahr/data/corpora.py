@@ -1,7 +1,8 @@
 """Which text: a corpus is a training and a validation stream of documents, and an identity for the cache.
 
-`stories` is made here; `tinystories` and `owner/name` come from the Hub through `datasets`; anything else is a
-local parquet, JSONL or text file, or a folder of one kind. Splits, in this order of preference:
+`stories` is made here; `tinystories` and `owner/name` are streamed from the Hub (`streams.py`); `0.7 stories + 0.3
+tinystories` is both (`mixing.py`); anything else is a local parquet, JSONL or text file, or a folder of one kind.
+Splits, in this order of preference:
 
 - a Hub dataset's own validation split;
 - 5 % of the documents, those whose text hashes lowest, so that equal documents fall on one side;
@@ -12,8 +13,7 @@ local parquet, JSONL or text file, or a folder of one kind. Splits, in this orde
 import difflib
 import hashlib
 import itertools
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,6 @@ from typing import Any
 from lahr.config import DataConfig
 from lahr.data import stories
 from lahr.data.documents import Document, Label
-from lahr.data.hub import one_line, unreachable
 from lahr.errors import ConfigError, check
 
 END_OF_TEXT = "<|endoftext|>"
@@ -33,7 +32,7 @@ FEW_DOCUMENTS = 20
 BLOCK_BYTES = 4096
 FILE_SUFFIXES = {".txt", ".text", ".md", ".json", ".jsonl", ".parquet", ".csv", ".gz", ".zst"}
 """A name that ends so and is not there is a missing file, not a dataset on the Hub."""
-SPLIT_RULES = 1
+SPLIT_RULES = 2
 """Version of the rules above; part of the cache's key."""
 
 
@@ -56,6 +55,9 @@ class Corpus:
     """Of a curriculum: its training stream is so many parts with equally many documents, each the same questions."""
     tagged: bool = False
     """Whether some of its answers have a `target`."""
+    taken: Callable[[], dict[str, Any]] = dict
+    """Where the text that was read came from, in values of JSON: files and their hashes, a dataset and its commit.
+    Called when the streams have been read: only then is a commit known."""
 
 
 def find_corpus(config: DataConfig) -> Corpus:
@@ -64,6 +66,7 @@ def find_corpus(config: DataConfig) -> Corpus:
     Local files are read once for their hash. The Hub is not asked before a stream is started, so that shards which
     are already prepared need no network.
     """
+    # What reads files, the Hub or several corpora is imported when asked for: a corpus made here needs none of it.
     name = config.corpus.strip()
     if name == "stories":
         return _stories()
@@ -71,16 +74,21 @@ def find_corpus(config: DataConfig) -> Corpus:
         from lahr.data.probes import find_probe
 
         return find_probe(name.removeprefix("probe:"))
-    if name in HUB_NAMES:
-        return _hub(HUB_NAMES[name], config.text_column)
     path = Path(name).expanduser()
-    if path.exists():
-        from lahr.data.local import local_documents  # pyarrow's readers are not needed for a corpus made here
+    if name not in HUB_NAMES and exists(name):
+        from lahr.data.local import local_corpus
 
-        identity, documents = local_documents(path, config.text_column)
-        return hold_out(f"local {identity}", str(name), documents)
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", name) and not _has_file_suffix(name):
-        return _hub(name, config.text_column)
+        return local_corpus(path, config.text_column)
+    from lahr.data.mixing import is_mixture, mixture
+    from lahr.data.streams import hub_corpus, hub_name
+
+    if is_mixture(name):
+        return mixture(config)
+    alias, colon, rest = name.partition(":")
+    if (asked := hub_name(HUB_NAMES.get(alias, alias) + colon + rest)) and not _has_file_suffix(asked.dataset):
+        here = bool(colon) and alias not in HUB_NAMES and exists(alias)
+        check(not here, f"data {name!r}: {alias!r} is here, and files have no configurations; write {alias!r}")
+        return hub_corpus(asked, config.text_column)
     words = [*HUB_NAMES, "stories"]
     close = difflib.get_close_matches(name.lower(), words, n=2, cutoff=0.5) or words[::-1]
     looks_like_path = "/" in name or _has_file_suffix(name)
@@ -88,38 +96,65 @@ def find_corpus(config: DataConfig) -> Corpus:
         f"data {name!r}: no such file or folder; check the path, or use 'stories', which needs none"
         if looks_like_path
         else f"data {name!r} is neither a corpus nor a file here; use {' or '.join(map(repr, close))}, "
-        "a Hub dataset as owner/name, or the path of a parquet, JSONL or text file"
+        "a Hub dataset as owner/name or owner/name:configuration, or the path of a parquet, JSONL or text file"
     )
+
+
+def exists(name: str) -> bool:
+    """Whether there is a file or folder of that name."""
+    try:
+        return Path(name).expanduser().exists()
+    except (OSError, RuntimeError):  # a mixture's name can be longer than a file's; `~nobody` has no home
+        return False
 
 
 def anchored(config: DataConfig) -> DataConfig:
     """The same data with local files by their absolute paths, for a process that works in another folder."""
-    corpus, tokenizer = Path(config.corpus.strip()).expanduser(), Path(config.tokenizer)
-    if config.corpus.strip() not in {"stories", *HUB_NAMES} and corpus.exists():
-        config = replace(config, corpus=str(corpus.resolve()))
+    name, tokenizer = config.corpus.strip(), Path(config.tokenizer)
+    from lahr.data.mixing import is_mixture, joined, parts_of
+
+    if is_mixture(name) and not exists(name):
+        parts = [part._replace(name=_anchored(part.name)) for part in parts_of(name)]
+        config = replace(config, corpus=joined(parts))
+    elif (anchored_name := _anchored(name)) != name:
+        config = replace(config, corpus=anchored_name)
     if config.tokenizer != "bpe" and tokenizer.is_file():
         config = replace(config, tokenizer=str(tokenizer.resolve()))
     return config
 
 
-def hold_out(identity: str, description: str, documents: Callable[[], Iterator[str]]) -> Corpus:
+def _anchored(name: str) -> str:
+    made_here_or_on_the_hub = name in {"stories", *HUB_NAMES}
+    return name if made_here_or_on_the_hub or not exists(name) else str(Path(name).expanduser().resolve())
+
+
+def hold_out(
+    identity: str,
+    description: str,
+    documents: Callable[[], Iterator[str]],
+    taken: Callable[[], dict[str, Any]] = dict,
+) -> Corpus:
     """Splits a stream of texts by hash: documents, or blocks of them where there are few."""
-    few = sum(1 for _ in itertools.islice(documents(), FEW_DOCUMENTS)) < FEW_DOCUMENTS
 
     def side(held: bool) -> Iterator[Document]:
-        if few:
-            return (Document(text) for text in _block_runs(documents(), held))
-        return (Document(text) for text in documents() if _falls_out(text) == held)
+        texts = documents()
+        head = list(itertools.islice(texts, FEW_DOCUMENTS))
+        if len(head) < FEW_DOCUMENTS:
+            yield from map(Document, _block_runs(head, held))
+            return
+        texts = itertools.chain(head, texts)
+        del head  # the chain lets go of it once it is read
+        yield from (Document(text) for text in texts if _falls_out(text) == held)
 
-    return Corpus(identity, description, lambda: side(False), lambda: side(True))
+    return Corpus(identity, description, lambda: side(False), lambda: side(True), taken=taken)
 
 
-def split_marked(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, cut at every `<|endoftext|>` inside them, without empty ones and outer white space."""
-    for text in texts:
-        for part in text.split(END_OF_TEXT):
-            if stripped := part.strip():
-                yield stripped
+def last_space(text: str, start: int, stop: int) -> int:
+    """Where a piece that begins at `start` ends: before its last white space, or at `stop` where it has none."""
+    if stop >= len(text):
+        return len(text)
+    space = max(text.rfind(" ", start + 1, stop), text.rfind("\n", start + 1, stop))
+    return space if space > start else stop
 
 
 def _hash(text: str) -> bytes:
@@ -130,7 +165,7 @@ def _falls_out(text: str) -> bool:
     return int.from_bytes(_hash(text), "big") < HELD_OUT * 2**64
 
 
-def _block_runs(texts: Iterator[str], held: bool) -> Iterator[str]:
+def _block_runs(texts: list[str], held: bool) -> Iterator[str]:
     """Runs of neighbouring blocks on one side. Held out are the ⌈5 %⌉ of lowest hash: of two or more, one at least."""
     blocks = [list(_blocks(text)) for text in texts]
     ranked = sorted(_hash(block) for text in blocks for block in text)
@@ -147,10 +182,7 @@ def _blocks(text: str) -> Iterator[str]:
     while start < len(text):
         # The longest piece of at most BLOCK_BYTES bytes of UTF-8, and at least one character.
         size = len(text[start : start + BLOCK_BYTES].encode()[:BLOCK_BYTES].decode(errors="ignore"))
-        stop = start + max(size, 1)
-        if stop < len(text):
-            space = max(text.rfind(" ", start + 1, stop), text.rfind("\n", start + 1, stop))
-            stop = space if space > start else stop
+        stop = last_space(text, start, start + max(size, 1))
         yield text[start:stop]
         start = stop
 
@@ -159,61 +191,15 @@ def _stories() -> Corpus:
     def side(first: int) -> Iterator[Document]:
         return (Document(*stories.story(seed)) for seed in itertools.count(first))
 
+    first = {"train": stories.TRAIN_SEEDS, "validation": stories.VALIDATION_SEEDS}
     return Corpus(
         f"stories {stories.identity()}",
         "stories (made here)",
-        lambda: side(stories.TRAIN_SEEDS),
-        lambda: side(stories.VALIDATION_SEEDS),
+        lambda: side(first["train"]),
+        lambda: side(first["validation"]),
+        taken=lambda: {"generator": f"stories {stories.identity()}", "first seed": first},
     )
 
 
 def _has_file_suffix(name: str) -> bool:
     return Path(name).suffix.lower() in FILE_SUFFIXES
-
-
-def _hub(name: str, column: str) -> Corpus:
-    """A dataset on the Hub: its own validation split if it has one."""
-    loaded: list[Any] = []
-
-    def dataset() -> Any:
-        if not loaded:
-            loaded.append(_load_from_hub(name, column))
-        return loaded[0]
-
-    def documents(split: str) -> Iterator[str]:
-        rows = dataset()[split].select_columns([column]).iter(batch_size=1000)
-        return split_marked(text for batch in rows for text in batch[column] if text)
-
-    def side(held: bool) -> Iterator[Document]:
-        own = next((s for s in ("validation", "valid", "val", "dev") if s in dataset()), None)
-        if own is None:
-            rest = hold_out("", "", lambda: documents("train"))
-            yield from rest.validation() if held else rest.train()
-        else:
-            yield from (Document(text) for text in documents(own if held else "train"))
-
-    return Corpus(f"hub {name} {column}", f"{name} (Hub)", lambda: side(False), lambda: side(True))
-
-
-def _load_from_hub(name: str, column: str) -> Any:
-    instead = "use 'stories', which needs no download, or a local parquet, JSONL or text file"
-    reason = unreachable(name, "dataset")
-    check(reason is None, f"the dataset {name!r} cannot be had from the Hub ({reason}); {instead}")
-    try:
-        import datasets  # a second to import, and absent where only local files are read
-    except ImportError as error:
-        raise ConfigError(
-            f"the dataset {name!r} needs the package 'datasets', which is missing; {instead}"
-        ) from error
-    try:
-        loaded = datasets.load_dataset(name)
-    except Exception as error:  # every dataset fails in its own way; the user needs the reason, not the kind
-        raise ConfigError(f"the dataset {name!r} cannot be loaded ({one_line(error)}); {instead}") from error
-    check("train" in loaded, f"the dataset {name!r} has no split 'train', only {', '.join(loaded)}; {instead}")
-    columns = loaded["train"].column_names
-    check(
-        column in columns,
-        f"the dataset {name!r} has no column {column!r}; it has {', '.join(columns)}: "
-        "give one as --data.text-column",
-    )
-    return loaded

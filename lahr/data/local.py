@@ -3,13 +3,17 @@
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+import re
+import shlex
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lahr.data.corpora import END_OF_TEXT, split_marked
+from lahr.data.cleaning import CUT, LONGEST, PIECE, Found, cleaned, pieces
+from lahr.data.corpora import END_OF_TEXT, Corpus, hold_out
 from lahr.errors import ConfigError, check
 
 KINDS = {
@@ -22,35 +26,42 @@ KINDS = {
 }
 """What a file is, by its name's end; a single file with another one is read as text."""
 CHUNK = 1 << 20
+BATCH_BYTES = 1 << 26
+"""About as much of a parquet file is held as text at a time, or a row where that is more."""
 
 
-def local_documents(path: Path, column: str) -> tuple[str, Callable[[], Iterator[str]]]:
-    """A hash of the content, and the documents of a file, or of a folder's files in the order of their names.
+def local_corpus(path: Path, column: str) -> Corpus:
+    """The documents of a file, or of a folder's files in the order of their names.
 
     A text file is cut at `<|endoftext|>` where that occurs, else at blank lines. `ConfigError` on a folder without
-    usable files or with several kinds, an empty or binary file, or one without the column.
+    usable files or with several kinds, an empty or binary file, one that is not UTF-8, or one without the column.
     """
     files = _files(path)
     kind = KINDS.get(files[0].suffix.lower(), "text")
-    digest = hashlib.sha256(f"{kind} {column if kind != 'text' else ''}".encode())
-    marked = False
+    known, marked = [], False
     for file in files:
         check(file.stat().st_size > 0, f"{file} is empty; give a file with text")
         if kind == "parquet":
             _check_columns(file, column)
-        marked |= _scan(file, digest, is_text=kind != "parquet")
+        sha256, has_marker = _scan(file, is_text=kind != "parquet")
+        marked |= has_marker
+        known.append({"name": file.name, "bytes": file.stat().st_size, "sha256": sha256})
 
-    def documents() -> Iterator[str]:
+    def texts(found: Found) -> Iterator[str | None]:
         for file in files:
             if kind == "parquet":
-                yield from split_marked(_parquet_texts(file, column))
+                yield from _parquet_texts(file, column)
             elif kind == "JSONL":
-                yield from split_marked(_jsonl_texts(file, column))
+                yield from _jsonl_texts(file, column)
             else:
-                yield from split_marked(_text_parts(file, marked))
+                yield from _text_parts(file, marked, found)
 
-    check(next(documents(), None) is not None, f"{path} holds no text; give a file with some")
-    return digest.hexdigest(), documents
+    some = any(text and not text.isspace() for text in texts(Found()))
+    check(some, f"{path} holds no text; give a file with some")
+    taken = {"files": known} if kind == "text" else {"files": known, "column": column}
+    content = f"{kind} {column if kind != 'text' else ''} {' '.join(str(file['sha256']) for file in known)}"
+    identity = f"local {hashlib.sha256(content.encode()).hexdigest()}"
+    return hold_out(identity, str(path), cleaned(str(path), texts), lambda: taken)
 
 
 def _files(path: Path) -> list[Path]:
@@ -66,34 +77,44 @@ def _files(path: Path) -> list[Path]:
     return files
 
 
-def _scan(file: Path, digest: "hashlib._Hash", is_text: bool) -> bool:
-    """Feeds the file to `digest`; True where `<|endoftext|>` occurs in it. `ConfigError` if text is not UTF-8."""
+def _scan(file: Path, is_text: bool) -> tuple[str, bool]:
+    """The file's hash, and whether `<|endoftext|>` occurs in it. `ConfigError` if text has NUL bytes or is not UTF-8,
+    with the place."""
     marker, tail, found = END_OF_TEXT.encode(), b"", False
     decoder = codecs.getincrementaldecoder("utf-8")()
-    digest.update(str(file.stat().st_size).encode() + b" ")  # so that bytes cannot move from one file to the next
+    digest, offset = hashlib.sha256(), 0
     with open(file, "rb") as stream:
-        while chunk := stream.read(CHUNK):
+        for chunk in iter(partial(stream.read, CHUNK), b""):
             digest.update(chunk)
-            if not is_text:
-                continue
-            try:
-                decoder.decode(chunk)
+            if is_text:
+                nul = chunk.find(b"\0")
                 check(
-                    b"\0" not in chunk, f"{file} is binary (it has NUL bytes); give a parquet, JSONL or text file"
+                    nul < 0,
+                    f"{file} is binary, or text in UTF-16 (byte {offset + nul} is NUL); give a parquet, JSONL or text "
+                    f"file, or convert it: {_convert(file, 'UTF-16')}",
                 )
-            except UnicodeDecodeError as error:
-                raise ConfigError(_not_utf8(file)) from error
-            found = found or marker in tail + chunk
-            tail = chunk[-len(marker) :]
+                _decode(decoder, chunk, offset, file)
+                found = found or marker in tail + chunk
+                tail = chunk[-len(marker) :]
+            offset += len(chunk)
+    if is_text:
+        _decode(decoder, b"", offset, file, final=True)
+    return digest.hexdigest(), found
+
+
+def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, offset: int, file: Path, final: bool = False) -> None:
+    begun = len(decoder.getstate()[0])  # bytes of a character that the chunk before ended in
     try:
-        decoder.decode(b"", final=True)
+        decoder.decode(chunk, final)
     except UnicodeDecodeError as error:
-        raise ConfigError(_not_utf8(file)) from error
-    return found
+        raise ConfigError(
+            f"{file} is not text in UTF-8 (byte {offset - begun + error.start}: {error.reason}); convert it, for "
+            f"example with {_convert(file, 'WINDOWS-1252')}, or give a parquet, JSONL or text file"
+        ) from error
 
 
-def _not_utf8(file: Path) -> str:
-    return f"{file} is not text in UTF-8; convert it, or give a parquet, JSONL or text file"
+def _convert(file: Path, encoding: str) -> str:
+    return f"iconv -f {encoding} -t UTF-8 {shlex.quote(str(file))} > converted{file.suffix}"
 
 
 def _check_columns(file: Path, column: str) -> None:
@@ -115,10 +136,23 @@ def _check_columns(file: Path, column: str) -> None:
     )
 
 
-def _parquet_texts(file: Path, column: str) -> Iterator[str]:
-    with pq.ParquetFile(file) as table:
-        for batch in table.iter_batches(batch_size=1024, columns=[column]):
-            yield from (text for text in batch.column(0).to_pylist() if text)
+def _parquet_texts(file: Path, column: str) -> Iterator[str | None]:
+    with pq.ParquetFile(file, buffer_size=CHUNK) as table:  # else it holds a column of a row group as it is stored
+        a_row = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
+        a_row //= max(1, table.metadata.num_rows)
+        n_before, n_rows = 0, max(1, min(1024, BATCH_BYTES // max(1, a_row)))
+        for batch in table.iter_batches(batch_size=n_rows, columns=[column]):
+            try:
+                texts = batch.column(0).to_pylist()[::-1]
+            except UnicodeDecodeError as error:
+                raise ConfigError(
+                    f"{file}, rows {n_before + 1} to {n_before + len(batch)}, has text that is not UTF-8 in the column "
+                    f"{column!r} ({error.reason}); write it anew as UTF-8, or without those rows"
+                ) from error
+            n_before += len(batch)
+            del batch  # a row may be a gigabyte, which is not to be held twice
+            while texts:
+                yield texts.pop()
 
 
 def _jsonl_texts(file: Path, column: str) -> Iterator[str]:
@@ -128,7 +162,7 @@ def _jsonl_texts(file: Path, column: str) -> Iterator[str]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ConfigError(f"{file}, line {number}, is not JSON; JSONL has one object a line") from error
             check(isinstance(row, dict), f"{file}, line {number}, is not a JSON object; JSONL has one a line")
             check(
@@ -143,17 +177,22 @@ def _jsonl_texts(file: Path, column: str) -> Iterator[str]:
             yield row[column]
 
 
-def _text_parts(file: Path, marked: bool) -> Iterator[str]:
-    """Pieces between markers or, without any, between blank lines."""
-    held: list[str] = []
+def _text_parts(file: Path, marked: bool, found: Found) -> Iterator[str]:
+    """Pieces between markers or, without any, between blank lines. What lies further apart is cut while it is read, so
+    that a file without either is never held whole."""
+    end = re.compile(re.escape(END_OF_TEXT) if marked else r"\n\s*\n")
+    held, is_long = "", False
     with open(file, encoding="utf-8-sig") as stream:
-        for line in stream:
-            *ended, line = line.split(END_OF_TEXT) if marked else [line]
-            for end in ended:
-                yield "".join([*held, end])
-                held = []
-            held.append(line)
-            if not marked and not line.strip():
-                yield "".join(held)
-                held = []
-    yield "".join(held)
+        for chunk in iter(partial(stream.read, CHUNK), ""):
+            *ended, held = end.split(held + chunk)
+            is_long = is_long and not ended
+            yield from (part for part in ended if part and not part.isspace())
+            if len(held) > (2 * PIECE if is_long else LONGEST):
+                found.update([] if is_long else [CUT])
+                is_long = True
+                # The last two stay, since the last may be short and the end may begin in it.
+                *ready, last_but_one, last = pieces(held)
+                yield from ready
+                held = last_but_one + last
+    if held and not held.isspace():
+        yield held

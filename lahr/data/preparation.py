@@ -28,7 +28,7 @@ from lahr.data.shards import FORMAT, Damaged, file_hash, open_split, read_manife
 from lahr.data.spans import Encoded, Encoder
 from lahr.data.tokenizer import TRAINING_BYTES, load_tokenizer, train_bpe, words_alone
 from lahr.data.tokens import TokenData
-from lahr.data.writing import SplitWriter
+from lahr.data.writing import SplitWriter, forget, is_begun
 from lahr.plain import canonical_json
 
 Report = Callable[[str, float], None]
@@ -125,7 +125,7 @@ def _prepare_into(
     try:
         _write(part, corpus, config, vocab_size, validation_tokens, report)
     except BaseException:
-        if not any(part.glob("*-journal.json")):  # nothing is finished
+        if not is_begun(part):  # nothing is finished
             shutil.rmtree(part, ignore_errors=True)
         raise
     if folder.exists():
@@ -171,12 +171,13 @@ def _write(
         "splits": splits,
     }
     write_manifest(folder, manifest)
+    forget(folder)
 
 
 def _tokenizer(folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, report: Report) -> Tokenizer:
     """The tokenizer that `folder` holds: saved there before the first shard is written."""
     saved = folder / TOKENIZER
-    if any(folder.glob("*-journal.json")) and saved.is_file():
+    if is_begun(folder) and saved.is_file():
         return Tokenizer.from_file(str(saved))
     for left_over in folder.iterdir():
         left_over.unlink()
@@ -215,13 +216,16 @@ def _encode(
     report: Callable[[float], None],
 ) -> None:
     """Writes documents, each closed by an end-of-text token, until `limit` tokens; the last one is cut there."""
+    if writer.n_tokens >= limit:  # of a split that is finished not even the text is asked for
+        return
     for some in _together(documents):
         if writer.n_tokens >= limit:
             break
         encodings = tokenizer.encode_batch_fast([document.text for document in some], add_special_tokens=False)
         for document, encoding in zip(some, encodings, strict=True):
             encoded = encoder.encode(document, encoding.ids)
-            n, n_bytes, left = len(encoded.token), len(document.text.encode()), limit - writer.n_tokens
+            n, n_bytes = len(encoded.token), len(document.text.encode())
+            left = limit - writer.n_tokens + writer.within
             if n <= left:
                 writer.add(encoded, n_bytes, document.bits)
                 continue

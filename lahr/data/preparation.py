@@ -28,8 +28,12 @@ from lahr.data.shards import FORMAT, Damaged, file_hash, open_split, read_manife
 from lahr.data.spans import Encoded, Encoder
 from lahr.data.tokenizer import TRAINING_BYTES, load_tokenizer, train_bpe, words_alone
 from lahr.data.tokens import TokenData
+<<<<<<< HEAD
 from lahr.data.writing import SplitWriter
 from lahr.errors import check
+=======
+from lahr.data.writing import SplitWriter, forget, is_begun
+>>>>>>> wt-datatests
 from lahr.plain import canonical_json
 
 Report = Callable[[str, float], None]
@@ -129,7 +133,7 @@ def _prepare_into(
     try:
         _write(part, corpus, config, vocab_size, validation_tokens, report)
     except BaseException:
-        if not any(part.glob("*-journal.json")):  # nothing is finished
+        if not is_begun(part):  # nothing is finished
             shutil.rmtree(part, ignore_errors=True)
         raise
     if folder.exists():
@@ -176,12 +180,13 @@ def _write(
         "splits": splits,
     }
     write_manifest(folder, manifest)
+    forget(folder)
 
 
 def _tokenizer(folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, report: Report) -> Tokenizer:
     """The tokenizer that `folder` holds: saved there before the first shard is written."""
     saved = folder / TOKENIZER
-    if any(folder.glob("*-journal.json")) and saved.is_file():
+    if is_begun(folder) and saved.is_file():
         return Tokenizer.from_file(str(saved))
     for left_over in folder.iterdir():
         left_over.unlink()
@@ -218,18 +223,26 @@ def _encode(
     writer: SplitWriter,
     limit: int,
     report: Callable[[float], None],
+<<<<<<< HEAD
 ) -> bool:
     """Writes documents, each closed by an end-of-text token, until `limit` tokens; the last one is cut there.
 
     Whether the documents ended before.
     """
+=======
+) -> None:
+    """Writes documents, each closed by an end-of-text token, until `limit` tokens; the last one is cut there."""
+    if writer.n_tokens >= limit:  # of a split that is finished not even the text is asked for
+        return
+>>>>>>> wt-datatests
     for some in _together(documents):
         if writer.n_tokens >= limit:
             return False
         encodings = tokenizer.encode_batch_fast([document.text for document in some], add_special_tokens=False)
         for document, encoding in zip(some, encodings, strict=True):
             encoded = encoder.encode(document, encoding.ids)
-            n, n_bytes, left = len(encoded.token), len(document.text.encode()), limit - writer.n_tokens
+            n, n_bytes = len(encoded.token), len(document.text.encode())
+            left = limit - writer.n_tokens + writer.within
             if n <= left:
                 writer.add(encoded, n_bytes, document.bits)
                 continue

@@ -48,6 +48,7 @@ def words_alone(words: Sequence[str], vocab_size: int) -> Tokenizer:
         f"--model.vocab-size {len(words) + 1} or more",
     )
     tokenizer = Tokenizer(models.BPE())
+    tokenizer.decoder = decoders.ByteLevel()  # or there would be spaces between the words
     tokenizer.add_special_tokens([END_OF_TEXT])
     return _with_words(tokenizer, words)
 

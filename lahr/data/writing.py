@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lahr.data import shards
-from lahr.data.shards import file_hash
+from lahr.data.shards import file_hash, manifest_hash
 from lahr.data.spans import Encoded
 
+_JOURNALS = "*-journal.json"
 _DOCUMENTS = pa.schema([("start", pa.int64()), ("bytes", pa.int64()), ("bits", pa.float64())])
 
 
@@ -34,7 +35,8 @@ class SplitWriter:
         self.shards: list[dict[str, Any]] = found.get("shards", [])
         self.documents: int = found.get("documents", 0)
         """Documents to pass over: all tokens of those before the last are written."""
-        self._within: int = found.get("within", 0)
+        self.within: int = found.get("within", 0)
+        """Tokens of the document behind those that are written already."""
         self.longest_question: int = found.get("longest_question", 0)
         self.n_tokens = sum(shard["tokens"] for shard in self.shards)
         self._digests = {column: hashlib.sha256() for column in columns}
@@ -47,7 +49,7 @@ class SplitWriter:
 
     def add(self, encoded: Encoded, n_bytes: int, bits: float | None) -> None:
         """Adds a document: its tokens with the closing end-of-text, bytes of its text, its floor in bits."""
-        done, self._within = self._within, 0  # of a document that a finished shard has the beginning of
+        done, self.within = self.within, 0  # of a document that a finished shard has the beginning of
         if not done:
             for name, value in (("start", self.n_tokens), ("bytes", n_bytes), ("bits", bits)):
                 self._table[name].append(value)
@@ -66,10 +68,10 @@ class SplitWriter:
                 self._flush(self.documents - (done < n), done % n)
 
     def close(self) -> dict[str, Any]:
-        """Writes what is left and returns the split's entry in the manifest."""
+        """Writes what is left and returns the split's entry in the manifest. The journal stays until `forget`, since what
+        is behind this split may yet be cut off."""
         if self._n_pending or not self.shards:
             self._flush(self.documents, 0)
-        self._journal.unlink(missing_ok=True)
         return {
             "tokens": self.n_tokens,
             "content": {column: digest.hexdigest() for column, digest in self._digests.items()},
@@ -107,7 +109,7 @@ class SplitWriter:
             "longest_question": self.longest_question,
         }
         part = self._journal.with_suffix(".part")
-        part.write_text(json.dumps(said), encoding="utf-8")
+        part.write_text(json.dumps({**said, "sha256": manifest_hash(said)}), encoding="utf-8")
         _sync(part)
         os.replace(part, self._journal)
 
@@ -121,12 +123,25 @@ def _read_journal(folder: Path, path: Path) -> dict[str, Any]:
     """What was finished before, as far as its files are what it says; nothing where they are not."""
     try:
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if said.pop("sha256") != manifest_hash(said):
+            return {}
         files: Iterator[dict[str, str]] = (file for shard in said["shards"] for file in shard["files"])
         if all(file_hash(folder / file["file"]) == file["sha256"] for file in files):
             return said
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         pass
     return {}
+
+
+def is_begun(folder: Path) -> bool:
+    """Whether there are finished shards to go on behind."""
+    return any(folder.glob(_JOURNALS))
+
+
+def forget(folder: Path) -> None:
+    """Removes the journals: all is written."""
+    for journal in folder.glob(_JOURNALS):
+        journal.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -67,7 +67,7 @@ class _MeanCrossEntropy(torch.autograd.Function):
             else:
                 weight_grad_VD += grad_SV.T @ x_SD
         ctx.grads = (torch.cat(x_grads).view(x.shape), weight_grad_VD)  # type: ignore[attr-defined]
-        return total * share
+        return total / _counted(targets)
 
     @staticmethod
     @once_differentiable

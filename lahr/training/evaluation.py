@@ -112,7 +112,7 @@ def _mean_over_windows(
         sums.add("whole", _pair(output.losses_BT, windows.whole_NT[rows].to(device) & (targets_BT >= 0)) * counts)
         if windows.labels_NT is not None:
             labels_BT = windows.labels_NT[rows].to(device)
-            sums.add("labels", _by_label(output.losses_BT, output.right_BT, labels_BT) * counts)
+            sums.add("labels", _by_label(output.losses_BT, output.right_BT, labels_BT, segments) * counts)
             if output.selected_BT is not None:
                 sums.add("selected", _selected(output.selected_BT, labels_BT) * counts)
         if output.memory_use is not None:
@@ -142,15 +142,15 @@ def _ratio(pair: Tensor) -> float:
     return float(pair[0] / pair[1]) if pair[1] > 0 else math.nan
 
 
-def _by_label(losses_BT: Tensor, right_BT: Tensor, labels_BT: Tensor) -> Tensor:
+def _by_label(losses_BT: Tensor, right_BT: Tensor, labels_BT: Tensor, segments: int) -> Tensor:
     """Of each label the sum of losses, tokens, right answers, answers: (4, 127). Parts of answers that were cut off at
     their beginning are left out."""
-    labels_N, B_T = labels_BT.flatten().long(), labels_BT.shape[1]
+    labels_N, length = labels_BT.flatten().long(), segments * labels_BT.shape[1]
     of_N, first_N = labels_N % FIRST, labels_N >= FIRST
     inside_N = (of_N > 0) & (of_N < UNCOUNTED)
-    # A token goes with the last first token before it; rows do not share answers, since each begins one anew.
+    # A token goes with the last first token before it in its row, whose windows may share an answer.
     number_N = first_N.cumsum(0)
-    row_first_N = (number_N - first_N.long()).view(-1, B_T)[:, :1].expand(-1, B_T).flatten()
+    row_first_N = (number_N - first_N.long()).view(-1, length)[:, :1].expand(-1, length).flatten()
     inside_N &= number_N > row_first_N
     result = torch.zeros(4, UNCOUNTED, dtype=torch.float64, device=labels_BT.device)
     losses_N = losses_BT.flatten().double()

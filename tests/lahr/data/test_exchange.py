@@ -21,7 +21,7 @@ def test_data_prepared_on_one_machine_is_the_same_on_another(tiny_data, tmp_path
         there = fetch(source, TINY.data, BLOCK, tmp_path / "cache")
         assert there.content_hash == tiny_data.content_hash
         assert there.folder.parent == tmp_path / "cache"
-        assert (there.train.tokens == tiny_data.train.tokens).all()
+        assert (there.train.split.tokens == tiny_data.train.split.tokens).all()
         shutil.rmtree(tmp_path / "shared", ignore_errors=True)  # the second time it is in the cache
 
 
@@ -52,7 +52,7 @@ def test_a_copy_that_was_damaged_is_fetched_again(tiny_data, tmp_path):
     shard = next(there.folder.glob("train-*.arrow"))
     shard.write_bytes(shard.read_bytes()[:-9])
     again = fetch(source, TINY.data, BLOCK, tmp_path / "cache")
-    assert (again.train.tokens == tiny_data.train.tokens).all()
+    assert (again.train.split.tokens == tiny_data.train.split.tokens).all()
 
 
 def test_what_cannot_be_fetched_is_said_and_leaves_nothing(tiny_data, tmp_path):

@@ -47,7 +47,8 @@ def words(seed: int, n: int) -> str:
 
 def test_documents_are_whole_and_closed(data: TokenData) -> None:
     tokenizer = Tokenizer.from_file(str(data.tokenizer_path))
-    for split, first in ((data.train, stories.TRAIN_SEEDS), (data.validation, stories.VALIDATION_SEEDS)):
+    for rows, first in ((data.train, stories.TRAIN_SEEDS), (data.validation, stories.VALIDATION_SEEDS)):
+        split = rows.split
         starts = split.documents["start"].to_numpy()
         assert split.tokens.dtype == np.uint16
         assert split.tokens[starts[1:] - 1].tolist() == [data.eot] * (len(starts) - 1)
@@ -60,24 +61,35 @@ def test_documents_are_whole_and_closed(data: TokenData) -> None:
 
 
 def test_makes_as_many_tokens_as_asked(data: TokenData) -> None:
-    assert data.train.n_tokens == 20_000
-    assert data.validation.n_tokens == preparation.LEAST_VALIDATION_TOKENS
+    assert data.train.split.n_tokens == 20_000
+    assert data.validation.split.n_tokens == preparation.LEAST_VALIDATION_TOKENS
     assert data.vocab_size <= 512
 
 
 def test_bytes_per_token_is_that_of_the_windows(data: TokenData) -> None:
-    targets = data.validation_blocks(8, 64)[1].flatten().tolist()
+    targets = data.windows.targets_NT.flatten().tolist()
     text = Tokenizer.from_file(str(data.tokenizer_path)).decode(targets)
     assert data.bytes_per_token == pytest.approx(len(text.encode()) / len(targets), rel=0.02)
 
 
-def test_floor_is_the_mean_over_whole_documents(data: TokenData) -> None:
-    starts = data.validation.documents["start"].to_numpy()
-    n_blocks = -(-int(starts[3]) // 64)  # the first three stories, and perhaps a part of the fourth
-    whole = int(np.searchsorted(starts, n_blocks * 64 + 1, side="right")) - 1
-    bits = sum(stories.story(stories.VALIDATION_SEEDS + i)[1] for i in range(whole))
-    assert data.floor_nats_per_token(n_blocks) == pytest.approx(bits * math.log(2) / starts[whole])
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_floor_is_the_mean_over_documents_that_lie_whole_in_a_row(cache: Path, packing: str) -> None:
+    """Document by document. Caught: those that a row's end cuts taken in; a document whose first token is a row's first
+    input, and so not predicted, taken in."""
+    data = prepare(replace(STORIES, packing=packing), 512, 400, cache)  # type: ignore[arg-type]
+    split = data.validation.split
+    starts = [*split.documents["start"].to_pylist(), split.n_tokens]
+    bits, tokens = 0.0, 0
+    for i, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        row = (start - 1) // 400 if packing == "stream" else i  # the row that predicts the document's first token
+        within = end <= row * 400 + 401 if packing == "stream" else end - start <= 400
+        if start > 0 - (packing == "documents") and row < 8 and within:
+            bits, tokens = bits + split.documents["bits"][i].as_py(), tokens + end - start
+    assert tokens > 400
+    assert data.floor_nats_per_token() == pytest.approx(bits * math.log(2) / tokens)
+    assert data.floor_nats_per_token(8) == data.floor_nats_per_token()
     assert data.floor_nats_per_token(0) is None
+    assert int(data.windows.whole_NT.sum()) == tokens
 
 
 def test_text_of_unknown_probability_has_no_floor(tmp_path: Path) -> None:
@@ -98,8 +110,8 @@ def test_validation_rows_are_consecutive_windows_of_whole_documents_beginnings(
     """
     rows = prepare(ROWS, 512, 64, cache)
     assert (rows.folder, rows.content_hash) == (data.folder, data.content_hash)
-    inputs, targets = rows.validation_blocks(8, 64, 4)
-    tokens, starts = rows.validation.tokens, rows.validation.documents["start"].to_numpy()
+    inputs, targets = rows.windows[:2]
+    tokens, starts = rows.validation.split.tokens, rows.validation.split.documents["start"].to_numpy()
     lengths = np.diff(np.append(starts, len(tokens)))
     first, second = starts[lengths > 256][:2]  # no story of this tokenizer has two rows of 256
     for i, start in enumerate((first, second)):
@@ -112,14 +124,14 @@ def test_validation_rows_are_consecutive_windows_of_whole_documents_beginnings(
 def test_bytes_per_token_of_rows_is_that_of_the_rows(cache: Path, segments: int) -> None:
     """Caught: that of the first tokens of the split, and the bytes of a document taken as even over it."""
     rows = prepare(replace(STORIES, validation_blocks=64, segments=segments), 512, 64, cache)
-    targets = rows.validation_blocks(64, 64, segments)[1].flatten().tolist()
+    targets = rows.windows.targets_NT.flatten().tolist()
     text = Tokenizer.from_file(str(rows.tokenizer_path)).decode(targets)
     assert rows.bytes_per_token == pytest.approx(len(text.encode()) / len(targets), rel=1e-4)
 
 
 def test_rows_have_no_floor(cache: Path) -> None:
     """Of a part of a story its probability is not known. Caught: the floor of the stream's documents."""
-    assert prepare(replace(STORIES, validation_blocks=64), 512, 64, cache).floor_nats_per_token() is not None
+    assert prepare(replace(STORIES, validation_blocks=64), 512, 256, cache).floor_nats_per_token() is not None
     assert prepare(replace(ROWS, validation_blocks=64), 512, 64, cache).floor_nats_per_token() is None
 
 
@@ -139,9 +151,9 @@ def test_documents_too_short_for_rows_are_refused_before_training(cache: Path) -
     ):
         prepare(many, 512, 240, cache)
     kept = prepare(replace(many, validation_blocks=8), 512, 240, cache)
-    assert kept.validation_blocks(8, 240, 2)[0].shape == (8, 240)
+    assert kept.windows.inputs_NT.shape == (8, 240)
     with pytest.raises(ConfigError, match=r"validation split of .* such rows where 25 are needed"):
-        kept.validation_blocks(50, 240, 2)
+        kept.first_windows(50)
 
 
 def test_second_call_prepares_nothing(data: TokenData, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,9 +197,10 @@ def test_content_hash_is_of_tokens_and_tokenizer_only(tmp_path: Path, monkeypatc
 def test_many_shards_hold_the_same_tokens(data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD_TOKENS", 1024)
     many = prepare(STORIES, 512, 64, tmp_path)
-    assert len(many.train.shards) == 20 and [len(shard) for shard in many.train.shards[:3]] == [1024] * 3
-    assert np.array_equal(many.train.tokens, data.train.tokens)
-    assert many.validation_blocks(8, 64)[0].equal(data.validation_blocks(8, 64)[0])
+    pieces = many.train.split.columns["token"]
+    assert len(pieces) == 20 and [len(piece) for piece in pieces[:3]] == [1024] * 3
+    assert np.array_equal(many.train.split.tokens, data.train.split.tokens)
+    assert many.windows.inputs_NT.equal(data.windows.inputs_NT)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +208,7 @@ def test_many_shards_hold_the_same_tokens(data: TokenData, tmp_path: Path, monke
     [
         ("train-00000.arrow", "flip"),
         ("validation-00000.arrow", "cut"),
-        ("validation-documents.parquet", "remove"),
+        ("validation-00000-documents.parquet", "remove"),
         ("tokenizer.json", "flip"),
         ("manifest.json", "digit"),
         ("manifest.json", "remove"),
@@ -216,7 +229,7 @@ def test_damage_is_found_said_and_repaired(
         repaired = prepare(STORIES, 512, 64, cache)
     assert file in caplog.text and "preparing it again" in caplog.text
     assert repaired.content_hash == data.content_hash
-    assert np.array_equal(repaired.train.tokens, data.train.tokens)
+    assert np.array_equal(repaired.train.split.tokens, data.train.split.tokens)
 
 
 def test_a_killed_preparation_leaves_nothing_that_counts(data: TokenData, tmp_path: Path) -> None:
@@ -227,7 +240,7 @@ def test_a_killed_preparation_leaves_nothing_that_counts(data: TokenData, tmp_pa
     )
     assert subprocess.run([sys.executable, "-c", program, str(tmp_path)]).returncode == 9
     left = [path.name for path in tmp_path.iterdir() if path.is_dir()]
-    assert len(left) == 1 and ".part-" in left[0]
+    assert len(left) == 1 and left[0].endswith(".part")
     after = prepare(STORIES, 512, 64, tmp_path)
     assert after.content_hash == data.content_hash
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [after.folder.name]
@@ -278,22 +291,22 @@ def test_a_megabyte_of_text_is_enough(tmp_path: Path) -> None:
     (tmp_path / "book.txt").write_text(words(0, 200_000))  # one paragraph
     config = DataConfig(corpus=str(tmp_path / "book.txt"), validation_blocks=32)
     book = prepare(config, 1024, 256, tmp_path / "cache")
-    assert book.train.n_blocks(256) > 500 and book.validation.n_blocks(256) >= 32
+    assert len(book.train) > 500 and len(book.validation) >= 32
 
 
 def test_too_little_text_is_refused_with_the_number_that_would_do(tmp_path: Path) -> None:
     (tmp_path / "small.txt").write_text("\n\n".join(words(i, 60) for i in range(300)))
     config = DataConfig(corpus=str(tmp_path / "small.txt"), validation_blocks=5000)
-    with pytest.raises(ConfigError, match=r"asks for 5000; .* --data.validation-blocks \d+$") as caught:
+    with pytest.raises(ConfigError, match=r"and 5000 are needed; .* --data.validation-blocks \d+$") as caught:
         prepare(config, 300, 32, tmp_path / "cache")
     enough = int(str(caught.value).split()[-1])
     data = prepare(replace(config, validation_blocks=enough), 300, 32, tmp_path / "cache")
-    with pytest.raises(ConfigError, match=f"{enough} windows of 32 tokens, and {enough + 1} were asked"):
-        data.validation_blocks(enough + 1, 32)
+    with pytest.raises(ConfigError, match=f"{enough} windows of 32, and {enough + 1} are needed"):
+        data.first_windows(enough + 1)
     (tmp_path / "tiny.txt").write_text("a few words")
-    with pytest.raises(ConfigError, match="has 0 tokens, 0 windows"):
+    with pytest.raises(ConfigError, match=r"training split .* has 4 tokens, 0 windows of 32, and 1 is needed"):
         prepare(DataConfig(corpus=str(tmp_path / "tiny.txt"), validation_blocks=1), 300, 32, tmp_path / "cache")
-    with pytest.raises(ConfigError, match=r"training split .* has 30 tokens, fewer than one window of 64"):
+    with pytest.raises(ConfigError, match=r"training split .* has 30 tokens, 0 windows of 64, and 1 is needed"):
         prepare(replace(STORIES, train_tokens=30), 512, 64, tmp_path / "cache")
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lahr.data import Batches
+from lahr.data import Batches, Windows
 from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.model import LAHR
@@ -77,7 +77,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, tiny_data
     monkeypatch.setattr(loop._Run, "_gradient", drawing)
     # Of a trial that has ended the weights alone are kept; here the moments count as well.
     monkeypatch.setattr(checkpoints.Checkpoint, "kept_tensors", lambda self: self.tensors)
-    assert config.steps * config.tokens_per_step > tiny_data.train.n_tokens, "the test has to cross an epoch's end"
+    assert config.steps * config.tokens_per_step > tiny_data.train.split.n_tokens, (
+        "the test has to cross an epoch's end"
+    )
     whole, cut = Folder.at(tmp_path / "whole"), Folder.at(tmp_path / "cut")
     undisturbed = list(train(config, tiny_data, Runtime(), whole))
 
@@ -214,6 +216,10 @@ def test_milestones_end_at_the_last_step(tiny):
         assert marks.evaluate | marks.checkpoint <= marks.record
 
 
+def some(windows: Windows, start: int, stop: int) -> Windows:
+    return Windows(*(x if x is None else x[start:stop] for x in windows))
+
+
 def test_constant_inputs_give_exact_constants_through_the_averages(tiny, tiny_data):
     """Identical windows: the mean over any split into batches is the loss of one window, to rounding.
 
@@ -221,24 +227,23 @@ def test_constant_inputs_give_exact_constants_through_the_averages(tiny, tiny_da
     """
     config = tiny("mod+latent+memory")
     model = LAHR(config.model, seed=0).double()
-    inputs, targets = tiny_data.validation_blocks(7, 32)
-    inputs[:], targets[:] = inputs[0].clone(), targets[0].clone()
+    windows = tiny_data.first_windows(7)
+    equal = Windows(*(x if x is None else x[:1].expand_as(x) for x in windows))
     plain = torch.autocast("cpu", enabled=False)
     found = [
-        evaluate(model, inputs[:n], targets[:n], micro_batch=m, autocast=plain, bytes_per_token=2.0, with_topk=True)
+        evaluate(model, some(equal, 0, n), micro_batch=m, autocast=plain, bytes_per_token=2.0, with_topk=True)
         for n, m in ((1, 1), (7, 7), (7, 2), (7, 3))
     ]
     for metrics in found[1:]:
         assert metrics["val_loss"] == pytest.approx(found[0]["val_loss"], abs=1e-12)
         assert metrics["latent/passes"] == 2.0
     # The mean of windows that differ is the mean of their own losses, whatever the split.
-    inputs, targets = tiny_data.validation_blocks(7, 32)
     alone = [
-        evaluate(model, inputs[i : i + 1], targets[i : i + 1], micro_batch=1, autocast=plain, bytes_per_token=2.0,
+        evaluate(model, some(windows, i, i + 1), micro_batch=1, autocast=plain, bytes_per_token=2.0,
                  with_topk=False)["val_loss"]
         for i in range(7)
     ]  # fmt: skip
-    whole = evaluate(model, inputs, targets, micro_batch=3, autocast=plain, bytes_per_token=2.0, with_topk=False)
+    whole = evaluate(model, windows, micro_batch=3, autocast=plain, bytes_per_token=2.0, with_topk=False)
     assert whole["val_loss"] == pytest.approx(math.fsum(alone) / 7, abs=1e-12)
     assert whole["bits_per_byte"] == pytest.approx(whole["val_loss"] / math.log(2) / 2.0, rel=1e-12)
 
@@ -249,11 +254,12 @@ def test_a_large_loss_is_reported_as_it_is(tiny, tiny_data):
     config = tiny("mod+latent+memory")
     model = LAHR(config.model, seed=0).double().eval()
     model.norm.weight.mul_(300.0)
-    inputs, targets = tiny_data.validation_blocks(4, 32)
-    direct = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+    windows = tiny_data.first_windows(4)
+    logits_BTV = model(windows.inputs_NT)
+    direct = torch.nn.functional.cross_entropy(logits_BTV.flatten(0, 1), windows.targets_NT.flatten())
     assert direct > 40
     plain = torch.autocast("cpu", enabled=False)
-    found = evaluate(model, inputs, targets, micro_batch=4, autocast=plain, bytes_per_token=2.0, with_topk=False)
+    found = evaluate(model, windows, micro_batch=4, autocast=plain, bytes_per_token=2.0, with_topk=False)
     assert found["val_loss"] == pytest.approx(float(direct), rel=1e-9)
     assert found["bits_per_byte"] == pytest.approx(float(direct) / math.log(2) / 2.0, rel=1e-9)
 
@@ -307,7 +313,7 @@ def test_training_learns(tiny, tiny_data):
 
 def test_the_loop_reads_what_batches_say(tiny, tiny_data):
     config = tiny()
-    batches = Batches(tiny_data.train, 4, 32, seed=0)
+    batches = Batches(tiny_data.train, 4, seed=0)
     import hashlib
 
     pairing = ""

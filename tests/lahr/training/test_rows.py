@@ -86,7 +86,7 @@ def test_a_split_by_hand_that_cuts_rows_is_refused(tiny, row_data):
 def test_ranks_evaluate_whole_rows_and_together_all_of_them(tiny, row_data, passes, monkeypatch, world):
     """Caught: every `world`-th window to a rank, which tears rows apart."""
     model = LAHR(tiny().model)
-    inputs_NT, targets_NT = row_data.validation_blocks(8, 32, 2)
+    windows = row_data.windows
     for rank in range(world):
         fake = SimpleNamespace(
             is_initialized=lambda: True, get_rank=lambda rank=rank: rank, get_world_size=lambda: world,
@@ -94,8 +94,8 @@ def test_ranks_evaluate_whole_rows_and_together_all_of_them(tiny, row_data, pass
         )  # fmt: skip
         monkeypatch.setattr(evaluation, "dist", fake)
         evaluate(
-            model, inputs_NT, targets_NT, micro_batch=4, autocast=torch.autocast("cpu", enabled=False),
+            model, windows, micro_batch=4, autocast=torch.autocast("cpu", enabled=False),
             bytes_per_token=2.0, with_topk=False, segments=2,
         )  # fmt: skip
     rows = [row for _, tokens_BT, *_ in passes for row in tokens_BT.view(-1, 64).tolist()]
-    assert sorted(rows) == sorted(inputs_NT.view(-1, 64).tolist())
+    assert sorted(rows) == sorted(windows.inputs_NT.view(-1, 64).tolist())

@@ -28,12 +28,8 @@ from lahr.data.shards import FORMAT, Damaged, file_hash, open_split, read_manife
 from lahr.data.spans import Encoded, Encoder
 from lahr.data.tokenizer import TRAINING_BYTES, load_tokenizer, train_bpe, words_alone
 from lahr.data.tokens import TokenData
-<<<<<<< HEAD
-from lahr.data.writing import SplitWriter
-from lahr.errors import check
-=======
 from lahr.data.writing import SplitWriter, forget, is_begun
->>>>>>> wt-datatests
+from lahr.errors import check
 from lahr.plain import canonical_json
 
 Report = Callable[[str, float], None]
@@ -169,6 +165,7 @@ def _write(
         "description": corpus.description,
         "content": content.hexdigest(),
         "stages": corpus.stages,
+        "taken": corpus.taken(),
         "labels": [asdict(label) for label in corpus.labels],
         "tokenizer": {
             "file": TOKENIZER,
@@ -223,18 +220,13 @@ def _encode(
     writer: SplitWriter,
     limit: int,
     report: Callable[[float], None],
-<<<<<<< HEAD
 ) -> bool:
     """Writes documents, each closed by an end-of-text token, until `limit` tokens; the last one is cut there.
 
     Whether the documents ended before.
     """
-=======
-) -> None:
-    """Writes documents, each closed by an end-of-text token, until `limit` tokens; the last one is cut there."""
     if writer.n_tokens >= limit:  # of a split that is finished not even the text is asked for
-        return
->>>>>>> wt-datatests
+        return False
     for some in _together(documents):
         if writer.n_tokens >= limit:
             return False

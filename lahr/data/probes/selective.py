@@ -1,11 +1,12 @@
 """`selective`: a few signals in much noise, labelled everywhere, for what routing by content saves (MoD).
 
 One word in `every` is a signal, `<s3>`, the others noise, `<n17>`, at places that only the content shows. Each word
-is tagged with a state of the signals so far: by default the last signal but one (`last2`), or their sum modulo
-`signals` (`sum`). Work is needed at the signals, where `last2` is formed by looking for the signal before and keeping
-it; a noise word has only to fetch what the last signal keeps. So a router that spends its capacity on the signals
-loses nothing, and one that chooses at random loses most. Documents begin with two signals; words are tagged from the
-second on.
+is tagged with a state of the signals so far: by default the last signal but two (`last`, with `back` 3), or their sum
+modulo `signals` (`sum`). Work is needed at the signals: each looks for the one before it and keeps it, and in a next
+layer fetches what that one keeps; a noise word has only to fetch what the last signal keeps. With `back` 3 that is two
+layers at signals and one at noise, so of three blocks the middle one, which is routed, is needed at the signals alone: a
+router that spends its capacity on them loses nothing, and one that chooses at random loses most. Documents begin with
+`back` signals; words are tagged from the last of those on.
 
 Labels stand at every word, since with labels only on the signals routers learn to skip exactly those: a block's
 output at a signal is then wanted for that word's own answer alone, and learned routers were seen to choose about 0 %
@@ -36,8 +37,10 @@ class Selective(Probe):
     name = "selective"
     tagged = True
 
-    state: Literal["last2", "sum"] = "last2"
-    """What is asked: `last2`, a look-up; `sum`, which has to be carried on from signal to signal, and is far harder."""
+    state: Literal["last", "sum"] = "last"
+    """What is asked: `last`, look-ups; `sum`, which has to be carried on from signal to signal, and is far harder."""
+    back: int = 3
+    """Of `last`, which signal: 1 is the last one, 2 the one before."""
     every: int = 8
     """One word in so many is a signal, on average."""
     signals: int = 8
@@ -48,14 +51,15 @@ class Selective(Probe):
     """Words in a document."""
 
     def check_ranges(self) -> None:
+        self.check_range("back", 1, 64)
         self.check_range("every", 1, 4096)
         self.check_range("signals", 2, 4096)
         self.check_range("noise", 1, 1 << 16)
-        self.check_range("length", 2, 1 << 16)
+        self.check_range("length", self.back, 1 << 16)
 
     @property
     def bits(self) -> float:
-        return 2 * math.log2(self.signals) + (self.length - 2) * math.log2(self._kinds)
+        return self.back * math.log2(self.signals) + (self.length - self.back) * math.log2(self._kinds)
 
     @property
     def _kinds(self) -> int:
@@ -76,21 +80,23 @@ class Selective(Probe):
 
     def draw(self, stream: Stream) -> list[int]:
         signals, noise, every = self.signals, self.noise, self.every
-        ids = stream.picks(signals, 2)
+        ids = stream.picks(signals, self.back)
         # One number holds three choices: signal or noise, which signal, which noise.
-        for choice in stream.picks(every * signals * noise, self.length - 2):
+        for choice in stream.picks(every * signals * noise, self.length - self.back):
             choice, kind = divmod(choice, every)
             ids.append(signals + choice // signals if kind else choice % signals)
         return ids
 
     def solve(self, ids: list[int]) -> list[Solved]:
         signals, words, is_sum = self.signals, self.words, self.state == "sum"
-        total = last = ids[0]
-        state, solved = "", []
-        for at in range(1, len(ids)):
+        so_far: list[int] = []
+        solved, state = [], ""
+        for at, word in enumerate(ids):
             group = "noise"
-            if (word := ids[at]) < signals:
-                total, before, last, group = (total + word) % signals, last, word, "signal"
-                state = words[total if is_sum else before]
-            solved.append((at, group, state))
+            if word < signals:
+                so_far.append(word)
+                group = "signal"
+                state = words[sum(so_far) % signals if is_sum else so_far[-self.back]] if at >= self.back - 1 else ""
+            if state:
+                solved.append((at, group, state))
         return solved

@@ -97,11 +97,11 @@ def trees(words: list[str], m: int) -> Found:
     return [(i, f"height-{height}", f"<v{value}>") for i in ends for value, height, _ in [read(i)]]
 
 
-def selective(words: list[str], state: str, signals: int) -> Found:
+def selective(words: list[str], state: str, signals: int, back: int = 3) -> Found:
     found = []
-    for i in range(1, len(words)):
+    for i in range(back - 1, len(words)):
         so_far = [word for word in words[: i + 1] if word.startswith("<s")]
-        answer = so_far[-2] if state == "last2" else f"<s{sum(map(number, so_far)) % signals}>"
+        answer = so_far[-back] if state == "last" else f"<s{sum(map(number, so_far)) % signals}>"
         found.append((i, "signal" if words[i].startswith("<s") else "noise", answer))
     return found
 
@@ -116,7 +116,8 @@ SOLVERS: list[tuple[str, Callable[[list[str]], Found]]] = [
     ("hops,hops=9,letters=3,length=63", hops),
     ("trees", lambda words: trees(words, 7)),
     ("trees,values=5,height=3,length=62", lambda words: trees(words, 5)),
-    ("selective", lambda words: selective(words, "last2", 8)),
+    ("selective", lambda words: selective(words, "last", 8)),
+    ("selective,back=1,length=40", lambda words: selective(words, "last", 8, 1)),
     ("selective,state=sum,every=4,signals=5,noise=100,length=63", lambda words: selective(words, "sum", 5)),
 ]
 
@@ -218,10 +219,10 @@ def test_trees_reach_every_height_and_no_more() -> None:
 
 def test_signals_are_one_word_in_so_many() -> None:
     probe = read_probe("selective")
-    words = [word for seed in range(400) for word in words_of(probe.document(seed))[2:]]
+    words = [word for seed in range(400) for word in words_of(probe.document(seed))[3:]]
     signals = sum(word.startswith("<s") for word in words)
     assert abs(signals - len(words) / 8) < 4 * (len(words) * 7 / 64) ** 0.5
     noise = Counter(word for word in words if word.startswith("<n"))
     assert len(noise) == 32
     assert max(noise.values()) < 1.15 * min(noise.values())
-    assert all(word.startswith("<s") for seed in range(50) for word in words_of(probe.document(seed))[:2])
+    assert all(word.startswith("<s") for seed in range(50) for word in words_of(probe.document(seed))[:3])

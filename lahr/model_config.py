@@ -17,6 +17,7 @@ Router = Literal["top_k", "threshold", "random"]
 Gate = Literal["sigmoid", "raw"]
 Halting = Literal["none", "gate", "act"]
 MemoryKind = Literal["product_key", "slots", "knn"]
+Thoughts = Literal["none", "pause", "sequential", "recycled", "blank"]
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,12 @@ class ModelConfig:
     """The output projections of attention and feed-forward start at zero, so that every block starts as the identity
     (Fixup, Zhang et al. 2019; ReZero, Bachlechner et al. 2020; Yang et al. 2022); in the latent core the norms after
     them (Goyal et al. 2017)."""
+    thoughts: Thoughts = "none"
+    """What the input of a thought in the text is, after COCONUT (Hao et al. 2024): `none` and `pause`, its token's
+    embedding; `sequential`, the same in the passes that recycling takes; `recycled`, the last hidden state before it;
+    `blank`, the one that there would be without the question. Not yet with another mechanism."""
+    thought_token: int | None = None
+    """The id of the token that is a thought."""
     build: str = ""
     """A model of your own: `package.module:function`, which takes this configuration and returns an nn.Module from
     tokens (B, T) to logits (B, T, V). Empty is LAHR."""
@@ -128,6 +135,8 @@ class ModelConfig:
         check(self.memory_slots >= 0, f"memory_slots is {self.memory_slots}; it must be 0 (off) or more")
         if self.memory_slots:
             _check_memory(self)
+        if self.thoughts != "none":
+            _check_thoughts(self)
 
     @property
     def head_dim(self) -> int:
@@ -162,6 +171,11 @@ class ModelConfig:
         """Entries that each query reads."""
         return self.memory_top_k if self.memory_top_k is not None else 32 if self.memory_kind == "knn" else 8
 
+    @property
+    def thinks(self) -> bool:
+        """Whether thoughts are other than any token: `pause` is a name for a plain model whose text has thoughts."""
+        return self.thoughts not in ("none", "pause")
+
     def on(self, mechanism: str) -> bool:
         """Whether `mod`, `latent` or `memory` is on."""
         return {
@@ -187,6 +201,7 @@ class ModelConfig:
         idle |= {"latent_exit"} if self.latent_halting != "gate" else set()
         idle |= {"latent_ponder"} if self.latent_halting != "act" else set()
         idle |= {"memory_heads", "memory_key_dim"} if self.memory_kind == "knn" else set()
+        idle |= {"thought_token"} if not self.thinks else set()
         settled = replace(self, options={}, **{name: usual[name] for name in idle})  # type: ignore[arg-type]
         for name, resolved in _RESOLVED.items():
             left_out = replace(settled, **{name: None})  # type: ignore[arg-type]
@@ -301,4 +316,26 @@ def _check_memory(c: ModelConfig) -> None:
         check(
             c.memory_position % 2 == 0,
             f"memory_layer is {layer}, which Mixture-of-Depths routes where it is on; knn takes an even one",
+        )
+
+
+def _check_thoughts(c: ModelConfig) -> None:
+    given, vocabulary = c.thought_token, c.vocab_size
+    check(
+        not c.thinks or given is not None,
+        f"thoughts is {c.thoughts!r} and thought_token is not given; give the id of the token that is a thought",
+    )
+    check(
+        given is None or 0 <= given < vocabulary,
+        f"thought_token is {given}; it must be an id of the vocabulary, 0 to {vocabulary - 1}",
+    )
+    for mechanism, off in (
+        ("mod", "mod_capacity 1"),
+        ("latent", "latent_iterations 0"),
+        ("memory", "memory_slots 0"),
+    ):
+        check(
+            not c.thinks or not c.on(mechanism),
+            f"thoughts is {c.thoughts!r} and {mechanism} is on; passes over thoughts are not made for it yet: "
+            f"give {off}, or thoughts pause",
         )

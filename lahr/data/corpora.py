@@ -74,6 +74,10 @@ def find_corpus(config: DataConfig) -> Corpus:
         from lahr.data.probes import find_probe
 
         return find_probe(name.removeprefix("probe:"))
+    if name.partition(":")[0] == "prosqa":
+        from lahr.data import prosqa
+
+        return prosqa.corpus(name)
     path = Path(name).expanduser()
     if name not in HUB_NAMES and exists(name):
         from lahr.data.local import local_corpus

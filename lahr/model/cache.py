@@ -139,6 +139,8 @@ class Cache:
         self.stores: dict[str, KeyValues] = {}
         self.chosen: dict[str, Chosen] = {}
         self.lengths_B: Tensor | None = None
+        self.state: tuple[Tensor, Tensor] | None = None
+        """Each sequence's last hidden state (B, D) and whether it has one (B,), where thoughts recycle it."""
 
     def extend(self, real_BT: Tensor, table: Rotary) -> Chunk:
         """The chunk of the next tokens, (B, T) of which those are real; `table` has the angles of all positions.

@@ -5,7 +5,7 @@ share starts bit-equal, since every parameter is drawn from (seed, its name).
 """
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import overload
 
 import torch
@@ -18,6 +18,7 @@ from lahr.model.latent_reasoning import LatentReasoning, LossesAt, Reasoned
 from lahr.model.layers import Block, RMSNorm, Rotary, Window, parameter, rotary_table
 from lahr.model.memory import EarlierSegments, Memory, Segmented, use
 from lahr.model.mixture_of_depths import Routed, RoutedBlock, Router, Routing
+from lahr.model.thoughts import think
 from lahr.model_config import ModelConfig
 
 
@@ -42,6 +43,16 @@ class Output:
     """Whether its target is the likeliest token; None likewise."""
     memory_use: Tensor | None = None
     """Summed weight of each memory slot, (n_slots,), to add up for `memory.use_metrics`; None in training mode."""
+
+
+@dataclass
+class _Seen:
+    """What the parts of one forward pass did, beside the stream."""
+
+    routed: list[Routed] = field(default_factory=list)
+    metrics: dict[str, Tensor] = field(default_factory=dict)
+    reasoned: Reasoned | None = None
+    memory_use: Tensor | None = None
 
 
 class LAHR(nn.Module):
@@ -134,15 +145,8 @@ class LAHR(nn.Module):
         self._check(tokens_BT, targets_BT, routing, passes, segments, cache, real_BT)
         if routing is None:
             routing = "topk" if self.training and self.config.mod_router != "threshold" else "causal"
-        T = tokens_BT.shape[1]
-        if cache is not None:
-            real_BT = real_BT if real_BT is not None else torch.ones_like(tokens_BT, dtype=torch.bool)
-            window: Window = cache.extend(real_BT, Rotary(self.cos, self.sin))
-        else:
-            window = Window(Rotary(self.cos[:T], self.sin[:T]))
-        routed: list[Routed] = []
-        reasoned, memory_use = None, None
-        metrics: dict[str, Tensor] = {}
+        rotary, T = Rotary(self.cos, self.sin), tokens_BT.shape[1]
+        seen = _Seen()
 
         losses_at: LossesAt | None = None
         if targets_BT is not None and self.training:  # what the exit gate learns from
@@ -150,29 +154,19 @@ class LAHR(nn.Module):
             def losses_at(y_BSD: Tensor, some: slice) -> Tensor:
                 return cross_entropy(self.norm(y_BSD), self.embedding.weight, targets_BT[:, some])[0]
 
+        def stack(x_BTD: Tensor, window: Window) -> Tensor:
+            return self.norm(self._stack(x_BTD, window, seen, routing, passes, segments, losses_at))
+
         x_BTD = self.embedding(tokens_BT)
-        for i in range(len(self.blocks) + 1):
-            here = window.site(f"block{i}")
-            if i == self.config.memory_position:
-                if isinstance(self.memory, Memory):
-                    read_BTD, slots, weights = self.memory(x_BTD)
-                    x_BTD = x_BTD + read_BTD
-                    memory_use = None if self.training else use(slots, weights, self.config.memory_slots)
-                elif self.memory is not None:
-                    here = self.memory.window(here, segments)
-            if self.latent is not None and i == self.config.latent_position:
-                x_BTD, reasoned = self.latent(x_BTD, window.site("latent"), routing, passes, losses_at)
-            if i == len(self.blocks):
-                break
-            block = self.blocks[i]
-            if isinstance(block, RoutedBlock):
-                x_BTD, record = block(x_BTD, here, routing)
-                routed.append(record)
-            else:
-                x_BTD = block(x_BTD, here)
-            if isinstance(here, Segmented) and not self.training:
-                metrics |= here.metrics()
-        x_BTD = self.norm(x_BTD)
+        if self.config.thinks:
+            assert self.config.thought_token is not None
+            thought_BT = tokens_BT == self.config.thought_token
+            x_BTD = think(stack, x_BTD, thought_BT, rotary, self.config.thoughts, cache, real_BT)
+        elif cache is not None:
+            real_BT = real_BT if real_BT is not None else torch.ones_like(tokens_BT, dtype=torch.bool)
+            x_BTD = stack(x_BTD, cache.extend(real_BT, rotary))
+        else:
+            x_BTD = stack(x_BTD, Window(Rotary(self.cos[:T], self.sin[:T])))
         if targets_BT is None:
             return F.linear(x_BTD, self.embedding.weight)
 
@@ -184,6 +178,7 @@ class LAHR(nn.Module):
             losses_BT, right_BT = (of_tokens.view_as(targets_BT) for of_tokens in each)
             lm_loss = mean_of(losses_BT, targets_BT)
         loss = lm_loss
+        routed, reasoned, metrics = seen.routed, seen.reasoned, seen.metrics
         if reasoned is not None:
             if reasoned.loss is not None:
                 weight = self.config.latent_ponder if self.config.latent_halting == "act" else 1.0
@@ -207,8 +202,42 @@ class LAHR(nn.Module):
             torch.stack([r.selected_BT for r in routed]).float().mean(0) if routed else None,
             losses_BT,
             right_BT,
-            memory_use,
+            seen.memory_use,
         )
+
+    def _stack(
+        self,
+        x_BTD: Tensor,
+        window: Window,
+        seen: _Seen,
+        routing: Routing,
+        passes: int | None,
+        segments: int,
+        losses_at: LossesAt | None,
+    ) -> Tensor:
+        """The stream after blocks, memory and latent core; `seen` takes what they did."""
+        for i in range(len(self.blocks) + 1):
+            here = window.site(f"block{i}")
+            if i == self.config.memory_position:
+                if isinstance(self.memory, Memory):
+                    read_BTD, slots, weights = self.memory(x_BTD)
+                    x_BTD = x_BTD + read_BTD
+                    seen.memory_use = None if self.training else use(slots, weights, self.config.memory_slots)
+                elif self.memory is not None:
+                    here = self.memory.window(here, segments)
+            if self.latent is not None and i == self.config.latent_position:
+                x_BTD, seen.reasoned = self.latent(x_BTD, window.site("latent"), routing, passes, losses_at)
+            if i == len(self.blocks):
+                break
+            block = self.blocks[i]
+            if isinstance(block, RoutedBlock):
+                x_BTD, record = block(x_BTD, here, routing)
+                seen.routed.append(record)
+            else:
+                x_BTD = block(x_BTD, here)
+            if isinstance(here, Segmented) and not self.training:
+                seen.metrics |= here.metrics()
+        return x_BTD
 
     def observe(self, causal_scores_LBT: Tensor) -> None:
         """Moves the routers' thresholds by one observation of the whole batch's scores.

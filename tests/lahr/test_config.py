@@ -217,11 +217,16 @@ def test_the_fingerprint_names_the_configuration_and_the_content_and_never_the_p
             for f in fields(on)
             if f.name
             not in ("latent_halting", "latent_exit", "latent_ponder", "options")  # the others need the first
+            and f.name not in ("thoughts", "thought_token")  # which no other mechanism goes with
+        ),
+        *(
+            replace(TRIAL, model=replace(MODEL, thoughts=arm, thought_token=token)).fingerprint("content")
+            for arm, token in (("pause", 1), ("sequential", 1), ("recycled", 1), ("recycled", 2), ("blank", 1))
         ),
         replace(full, model=replace(on, build="a.b:c", options={"x": 1})).fingerprint("content"),
         replace(full, model=replace(on, build="a.b:c", options={"x": True})).fingerprint("content"),
     }
-    assert len(others) == 5 + len(fields(on)) - 4 + 2
+    assert len(others) == 5 + len(fields(on)) - 6 + 5 + 2
     assert own not in others
 
 
@@ -232,6 +237,7 @@ def test_the_settings_of_a_mechanism_that_is_off_do_not_enter_the_fingerprint():
     routed = replace(MODEL, latent_iterations=2, latent_capacity=0.5, mod_router="random")
     assert routed.settled() == routed  # the core's router has these settings too
     assert replace(MODEL, memory_slots=256, memory_heads=2).settled().memory_heads == 2
+    assert replace(MODEL, thought_token=1).settled() == MODEL.settled()
 
 
 def test_keys_enter_the_seed_of_all_draws_and_nothing_else():

@@ -1,0 +1,70 @@
+"""Presets of the probes: small models on tasks with known answers, a few minutes a trial on one core.
+
+Each is as large as its task needs to tell a model with the mechanism that the task is for from one without
+(docs/probes.md has what they show).
+"""
+
+from typing import Any
+
+from lahr.config import DataConfig, TrainConfig
+from lahr.model_config import ModelConfig
+
+
+def _model(vocab_size: int, max_seq_len: int, **shape: Any) -> ModelConfig:
+    usual = {"d_model": 64, "n_layers": 2, "n_heads": 2, "memory_key_dim": 64}
+    return ModelConfig(vocab_size=vocab_size, max_seq_len=max_seq_len, **{**usual, **shape})
+
+
+def _data(probe: str, train_tokens: int, validation_blocks: int, segments: int = 1) -> DataConfig:
+    return DataConfig(
+        f"probe:{probe}",
+        train_tokens=train_tokens,
+        validation_blocks=validation_blocks,
+        segments=segments,
+        packing="documents",
+    )
+
+
+def _train(tokens: int, batch_size: int, lr: float = 3e-3) -> TrainConfig:
+    return TrainConfig(tokens=tokens, batch_size=batch_size, lr=lr, evaluations=10, checkpoints=1, log_points=20)
+
+
+PROBES = {
+    "facts": (
+        _model(256, 256),
+        _data("facts,facts=16384", 4_000_000, 64),
+        _train(4_000_000, 8),
+        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 4096},
+    ),
+    "segments": (
+        _model(256, 64, memory_kind="knn"),
+        _data("segments", 3_000_000, 512, segments=4),
+        _train(3_000_000, 32),
+        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 192},
+    ),
+    "swaps": (
+        _model(64, 32),
+        _data("swaps,length=30", 4_000_000, 256),
+        _train(4_000_000, 64),
+        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+    ),
+    "hops": (
+        _model(64, 128),
+        _data("hops", 4_000_000, 128),
+        _train(4_000_000, 16),
+        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+    ),
+    "trees": (
+        _model(64, 128),
+        _data("trees", 4_000_000, 128),
+        _train(4_000_000, 16),
+        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+    ),
+    "selective": (
+        _model(64, 128, n_layers=3),
+        _data("selective", 2_000_000, 128),
+        _train(2_000_000, 16),
+        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+    ),
+}
+"""Model, data, training, and what turns each mechanism on."""

@@ -13,7 +13,7 @@ What stands behind `<end>` is to be predicted and nothing else. Every word is a 
     the answer, Tom is a lempus.        <Tom><lempus>
 
 The training split is S + 1 parts of the same questions, of 3 to 6 hops, part k in stage k. The validation split has stage S only, for ever, from five sets in turn: new questions like
-those of training, 7 hops, 8 hops, `dag` and `dense` (`prosqa_graphs`). Files of real ProsQA are read into the same
+those of training (every second one), 7 hops, 8 hops, `dag` and `dense` (`prosqa_graphs`). Files of real ProsQA are read into the same
 words (`prosqa_files`).
 """
 
@@ -31,7 +31,9 @@ from lahr.errors import ConfigError, check, nearest
 HOPS = (3, 4, 5, 6)
 """Of the questions in training; those of `dag` and `dense` have as many."""
 SETS = (("tree", HOPS), ("tree", (7,)), ("tree", (8,)), ("dag", HOPS), ("dense", HOPS))
-"""Kind and hops of each set of the validation split, in the order in which they take turns."""
+"""Kind and hops of each set of the validation split."""
+TURNS = (0, 1, 0, 2, 0, 3, 0, 4)
+"""The order in which they take turns: half of the questions are like those of training."""
 SET_SEEDS = 1 << 48
 """The training split counts its seeds up from 0, and set j from (j + 1)·2⁴⁸."""
 START, THOUGHT, END = "<start>", "<thought>", "<end>"
@@ -88,10 +90,12 @@ def corpus(name: str) -> Corpus:
                 yield document(question(seed, HOPS[seed % len(HOPS)]), stage, said.stages, said.c)
 
     def validation() -> Iterator[Document]:
-        for i in itertools.count():
-            for j, (kind, hops) in enumerate(SETS, 1):
-                asked = question(j * SET_SEEDS + i, hops[i % len(hops)], kind)
-                yield document(asked, said.stages, said.stages, said.c)
+        taken = [0] * len(SETS)
+        for j in itertools.cycle(TURNS):
+            kind, hops = SETS[j]
+            asked = question((j + 1) * SET_SEEDS + taken[j], hops[taken[j] % len(hops)], kind)
+            taken[j] += 1
+            yield document(asked, said.stages, said.stages, said.c)
 
     some = [*itertools.islice(train(), 200), *itertools.islice(validation(), 100)]
     digest = hashlib.sha256("".join(d.text for d in some).encode()).hexdigest()

@@ -170,20 +170,21 @@ def test_the_training_split_is_the_same_questions_in_each_stage():
     assert [{d.text.count("<thought>") for d in part} for part in parts] == [{0}, {2}, {4}, {6}, {8}]
     assert [d.answers[-1].group for d in parts[0]] == [str(HOPS[i % 4]) for i in range(10)]
     assert {d.text for d in made.train()} == {d.text for d in documents}  # calling it starts it again
-    without = list(corpus("prosqa:questions=10,stages=4,c=2,curriculum=0").train())
-    assert without == parts[4] * 5
+    assert made.stages == 5
 
 
 def test_the_validation_split_takes_its_sets_in_turn_and_is_new():
     made = corpus("prosqa:questions=500,stages=6")
     documents = list(itertools.islice(made.validation(), 200))
-    groups = [d.answers[0].group for d in documents[:10]]
-    assert groups == ["3", "7", "8", "dag-3", "dense-3", "4", "7", "8", "dag-4", "dense-4"]
-    assert Counter(d.answers[0].group for d in documents) == {
-        **dict.fromkeys("3456", 10),
-        "7": 40,
-        "8": 40,
-        **{f"{kind}-{hops}": 10 for kind in ("dag", "dense") for hops in HOPS},
+    groups = [d.answers[0].group for d in documents[:16]]
+    assert groups[:8] == ["3", "7", "4", "8", "5", "dag-3", "6", "dense-3"]
+    assert groups[8:] == ["3", "7", "4", "8", "5", "dag-4", "6", "dense-4"]
+    counts = Counter(d.answers[0].group for d in documents[:160])
+    assert counts == {
+        **dict.fromkeys("3456", 20),
+        "7": 20,
+        "8": 20,
+        **{f"{kind}-{hops}": 5 for kind in ("dag", "dense") for hops in HOPS},
     }
     assert all(d.text.count("<thought>") == 6 and len(d.answers) == 1 for d in documents)
     trained = {d.text.partition("<start>")[0] for d in made.train()}
@@ -205,7 +206,7 @@ def test_a_corpus_names_all_its_words_and_labels():
 
 
 def test_identities_tell_settings_apart():
-    names = ("prosqa", "prosqa:questions=4001", "prosqa:stages=5", "prosqa:c=2", "prosqa:curriculum=0")
+    names = ("prosqa", "prosqa:questions=4001", "prosqa:stages=5", "prosqa:c=2")
     assert len({corpus(name).identity for name in names}) == len(names)
     assert corpus("prosqa:c=1, stages=6").identity == corpus("prosqa").identity
 
@@ -216,7 +217,7 @@ def test_identities_tell_settings_apart():
         ("prosq", "the corpus is 'prosq'; it must be prosqa"),
         (
             "prosqa:stage=3",
-            r"no setting 'stage' \(did you mean 'stages'\?\); it has questions, stages, c, curriculum",
+            r"no setting 'stage' \(did you mean 'stages'\?\); it has questions, stages, c",
         ),
         ("prosqa:c=1,c=2", "c is given twice"),
         ("prosqa:c=one", "c is 'one'; it must be a whole number"),
@@ -224,7 +225,6 @@ def test_identities_tell_settings_apart():
         ("prosqa:c=-1", "c is '-1'; it must be a whole number"),
         ("prosqa:stages=0", "stages is 0; it must be 1 to 99"),
         ("prosqa:questions=0", "questions is 0; it must be 1 to"),
-        ("prosqa:curriculum=2", "curriculum is 2; it is 1, or 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(name, said):

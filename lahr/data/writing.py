@@ -68,8 +68,10 @@ class SplitWriter:
                 self._flush(self.documents - (done < n), done % n)
 
     def close(self) -> dict[str, Any]:
-        """Writes what is left and returns the split's entry in the manifest. The journal stays until `forget`, since what
-        is behind this split may yet be cut off."""
+        """Writes what is left and returns the split's entry in the manifest.
+
+        The journal stays until `forget`, since the split behind this one may yet be cut off.
+        """
         if self._n_pending or not self.shards:
             self._flush(self.documents, 0)
         return {

@@ -1,5 +1,6 @@
 """Preparing is found again, whole or not at all, repairs damage, and refuses what is too small before training."""
 
+import itertools
 import json
 import logging
 import math
@@ -80,10 +81,10 @@ def test_floor_is_the_mean_over_documents_that_lie_whole_in_a_row(cache: Path, p
     split = data.validation.split
     starts = [*split.documents["start"].to_pylist(), split.n_tokens]
     bits, tokens = 0.0, 0
-    for i, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for i, (start, end) in enumerate(itertools.pairwise(starts)):
         row = (start - 1) // 400 if packing == "stream" else i  # the row that predicts the document's first token
         within = end <= row * 400 + 401 if packing == "stream" else end - start <= 400
-        if start > 0 - (packing == "documents") and row < 8 and within:
+        if (start > 0 or packing == "documents") and row < 8 and within:
             bits, tokens = bits + split.documents["bits"][i].as_py(), tokens + end - start
     assert tokens > 400
     assert data.floor_nats_per_token() == pytest.approx(bits * math.log(2) / tokens)

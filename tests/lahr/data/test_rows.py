@@ -58,9 +58,8 @@ def texts(draw: st.DrawFn) -> Text:
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     for start, length in zip(starts, lengths, strict=True):
         token[start + length - 1] = EOT
-    target = [
-        t + 1000 * changed for t, changed in zip(token, draw(st.lists(st.booleans(), min_size=n, max_size=n)))
-    ]
+    changed = draw(st.lists(st.booleans(), min_size=n, max_size=n))
+    target = [t + 1000 * other for t, other in zip(token, changed, strict=True)]
     kinds = st.sampled_from([0, UNCOUNTED, 1, 2, 1 + FIRST, 126 + FIRST])
     label = draw(st.lists(kinds, min_size=n, max_size=n))
     floors = draw(st.lists(st.sampled_from([None, 0.0, 5.0]), min_size=len(lengths), max_size=len(lengths)))

@@ -85,3 +85,29 @@ def test_the_logits_of_a_batch_are_never_held(monkeypatch):
     loss = mean_cross_entropy(x, weight, targets)
     assert set(sizes) == {(8, V)}
     assert sorted(t.numel() for t in loss.grad_fn.grads) == sorted([64 * D, V * D])
+
+
+@pytest.mark.parametrize("ignored", [0, 3, 9, 10])
+def test_tokens_without_a_target_count_in_nothing(slices, ignored):
+    """As torch's `ignore_index`, in value and gradients; where none has a target, 0 and no gradient. Caught: a mean
+    over all tokens; the softmax left in the gradient of a token without a target; a division by no tokens."""
+    x, weight, targets = given()
+    targets.view(-1)[torch.randperm(10, generator=torch.Generator().manual_seed(2))[:ignored]] = -100
+    loss = 3 * mean_cross_entropy(x, weight, targets)
+    loss.backward()
+    found = x.grad.clone(), weight.grad.clone()
+    x.grad = weight.grad = None
+    logits = (x @ weight.T).flatten(0, 1)
+    summed = F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="sum")
+    expected = 3 * summed / max(10 - ignored, 1)
+    expected.backward()
+    assert abs(loss - expected) < 1e-13
+    for ours, theirs in zip(found, (x.grad, weight.grad), strict=True):
+        assert (ours - theirs).abs().max() < 1e-13
+    each, right = cross_entropy(x, weight, targets)
+    torch.testing.assert_close(
+        each, F.cross_entropy(logits, targets.flatten(), ignore_index=-100, reduction="none")
+    )
+    assert torch.equal(right, logits.argmax(-1) == targets.flatten())
+    with torch.no_grad():
+        assert abs(3 * mean_cross_entropy(x, weight, targets) - expected) < 1e-13

@@ -62,7 +62,7 @@ class Options:
     data: DataConfig
     train: TrainConfig
     preset: str = "quick"
-    """smoke, quick, small, paper or base: sizes and defaults of everything below."""
+    """smoke, quick, small, paper or base, or a probe: sizes and defaults of everything below."""
     mod: bool = False
     """Mixture-of-Depths at the preset's capacity."""
     latent: bool = False
@@ -100,7 +100,7 @@ class PrepareOptions:
     model: ModelConfig
     data: DataConfig
     preset: str = "quick"
-    """smoke, quick, small, paper or base: sizes and defaults of everything below."""
+    """smoke, quick, small, paper or base, or a probe: sizes and defaults of everything below."""
     results: str | None = None
     """The folder of all sweeps' results, a path or URI that every machine sees: the shards are put there too, once for
     all of them."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from lahr.config import DataConfig, TrainConfig
 from lahr.errors import check, nearest
 from lahr.model_config import ModelConfig
+from lahr.probe_presets import PROBES
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ PRESETS: dict[str, Preset] = {
         TrainConfig(tokens=2_500_000_000, batch_size=256, lr=6e-4, warmup=0.02, evaluations=50, checkpoints=50),
         {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 65_536},
     ),
+    **{name: Preset(*parts) for name, parts in PROBES.items()},
 }
 
 

@@ -12,9 +12,9 @@ What stands behind `<end>` is to be predicted and nothing else. Every word is a 
     Is Tom a lempus or a brimpus?       <?><Tom><lempus><brimpus>
     the answer, Tom is a lempus.        <Tom><lempus>
 
-The training split is S + 1 parts of the same questions, of 3 to 6 hops, part k in stage k. The validation split has stage S only, for ever, from five sets in turn: new questions like
-those of training (every second one), 7 hops, 8 hops, `dag` and `dense` (`prosqa_graphs`). Files of real ProsQA are read into the same
-words (`prosqa_files`).
+The training split is S + 1 parts of the same questions, of 3 to 6 hops, part k in stage k. The validation split has
+stage S only, for ever, from five sets in turn: new questions like those of training (every second one), 7 hops, 8 hops,
+`dag` and `dense` (`prosqa_graphs`). Files of real ProsQA are read into the same words (`prosqa_files`).
 """
 
 import hashlib

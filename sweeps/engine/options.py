@@ -45,7 +45,7 @@ class StudyOptions:
     command: tyro.conf.Positional[Command] = "run"
     """`run` starts or carries on; `plan` prints what it would cost and could detect; `status`; `report`."""
     preset: str = "quick"
-    """smoke, quick, small, paper or base: sizes and defaults of everything below."""
+    """smoke, quick, small, paper or base, or a probe: sizes and defaults of everything below."""
     seeds: int = 5
     """Seed blocks: every cell runs each of them. A larger number than before adds blocks."""
     extra: tuple[str, ...] = ()
@@ -222,8 +222,11 @@ class StudyOptions:
     @property
     def sweep_name(self) -> str:
         """The sweep's folder name."""
-        corpus = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.data.corpus.rstrip("/")).name.split(".")[0]).strip("-.")
-        parts = [self.NAME, self.preset, corpus or "corpus", "" if self.equal == "tokens" else self.equal]
+        name = self.data.corpus.rstrip("/")
+        corpus = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name.split(".")[0]).strip("-.") or "corpus"
+        if ":" in name and name == preset(self.preset).data.corpus:  # what the preset is about, and its parameters
+            corpus = ""
+        parts = [self.NAME, self.preset, corpus, "" if self.equal == "tokens" else self.equal]
         return self.name or "-".join(filter(None, parts))
 
     @property

@@ -3,10 +3,9 @@
 One word in `every` is a signal, `<s3>`, the others noise, `<n17>`, at places that only the content shows. Each word
 is tagged with a state of the signals so far: by default the last signal but two (`last`, with `back` 3), or their sum
 modulo `signals` (`sum`). Work is needed at the signals: each looks for the one before it and keeps it, and in a next
-layer fetches what that one keeps; a noise word has only to fetch what the last signal keeps. With `back` 3 that is two
-layers at signals and one at noise, so of three blocks the middle one, which is routed, is needed at the signals alone: a
-router that spends its capacity on them loses nothing, and one that chooses at random loses most. Documents begin with
-`back` signals; words are tagged from the last of those on.
+layer fetches what that one keeps; a noise word has only to fetch what the last signal keeps, or nothing if it is tagged
+with itself. So a router that spends its capacity on the signals loses little, and one that chooses at random loses
+most. Documents begin with `back` signals; words are tagged from the last of those on.
 
 Labels stand at every word, since with labels only on the signals routers learn to skip exactly those: a block's
 output at a signal is then wanted for that word's own answer alone, and learned routers were seen to choose about 0 %
@@ -41,6 +40,8 @@ class Selective(Probe):
     """What is asked: `last`, look-ups; `sum`, which has to be carried on from signal to signal, and is far harder."""
     back: int = 3
     """Of `last`, which signal: 1 is the last one, 2 the one before."""
+    asked: Literal["state", "itself"] = "state"
+    """What noise words are tagged with: the state too, or themselves."""
     every: int = 8
     """One word in so many is a signal, on average."""
     signals: int = 8
@@ -98,5 +99,5 @@ class Selective(Probe):
                 group = "signal"
                 state = words[sum(so_far) % signals if is_sum else so_far[-self.back]] if at >= self.back - 1 else ""
             if state:
-                solved.append((at, group, state))
+                solved.append((at, group, words[word] if group == "noise" and self.asked == "itself" else state))
         return solved

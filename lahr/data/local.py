@@ -137,7 +137,7 @@ def _check_columns(file: Path, column: str) -> None:
 
 
 def _parquet_texts(file: Path, column: str) -> Iterator[str | None]:
-    with pq.ParquetFile(file, buffer_size=CHUNK) as table:  # else it holds a column of a row group as it is stored
+    with pq.ParquetFile(file) as table:
         a_row = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
         a_row //= max(1, table.metadata.num_rows)
         n_before, n_rows = 0, max(1, min(1024, BATCH_BYTES // max(1, a_row)))

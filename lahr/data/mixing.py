@@ -170,7 +170,7 @@ def _interleaved(
 def _advice(weight: float, have: int, total: int, train_tokens: int | None) -> str:
     if train_tokens is None or not have:
         return "give more of it, or lower its weight"
-    lower = min(have / (BYTES_A_TOKEN * train_tokens), 0.9 * weight)
+    lower = 0.9 * min(have / (BYTES_A_TOKEN * train_tokens), weight)
     tokens = 0.9 * min(total / BYTES_A_TOKEN, train_tokens)
     return (
         f"lower its weight to about {_below(lower):g} or --data.train-tokens to about {max(1, int(_below(tokens)))}"

@@ -131,6 +131,7 @@ def test_errors_name_what_was_given_and_the_way_out(tmp_path: Path) -> None:
     refused("data/none.parquet", "no such file or folder")
     refused("tinystory", "neither a corpus nor a file here; use 'tinystories'")
     refused("xyz", "use 'stories' or 'tinystories'")
+    refused("probe/deep/x:en", "no such file or folder")
     empty = tmp_path / "empty.txt"
     empty.touch()
     refused(empty, "empty.txt is empty")

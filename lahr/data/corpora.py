@@ -151,13 +151,14 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _stories() -> Corpus:
     def side(first: int) -> Iterator[Document]:
-        return (Document(*stories.story(seed)) for seed in itertools.count(first))
+        return map(stories.story, itertools.count(first))
 
     return Corpus(
         f"stories {stories.identity()}",
         "stories (made here)",
         lambda: side(stories.TRAIN_SEEDS),
         lambda: side(stories.VALIDATION_SEEDS),
+        stories.LABELS,
     )
 
 

@@ -15,7 +15,6 @@ from typing import ClassVar
 from lahr.errors import check
 from lahr.plain import changed
 from lahr.presets import preset
-from lahr.probe_presets import PROBES
 from sweeps.commands import main
 from sweeps.engine.controls import Control, control
 from sweeps.engine.factors import Extra, Factor

@@ -193,7 +193,7 @@ def _blocks(text: str) -> Iterator[str]:
 
 def _stories() -> Corpus:
     def side(first: int) -> Iterator[Document]:
-        return (Document(*stories.story(seed)) for seed in itertools.count(first))
+        return map(stories.story, itertools.count(first))
 
     first = {"train": stories.TRAIN_SEEDS, "validation": stories.VALIDATION_SEEDS}
     return Corpus(
@@ -201,6 +201,7 @@ def _stories() -> Corpus:
         "stories (made here)",
         lambda: side(first["train"]),
         lambda: side(first["validation"]),
+        labels=stories.LABELS,
         taken=lambda: {"generator": f"stories {stories.identity()}", "first seed": first},
     )
 

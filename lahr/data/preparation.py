@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from lahr.config import DataConfig
 from lahr.data.corpora import END_OF_TEXT, SPLIT_RULES, Corpus, find_corpus
 from lahr.data.documents import Document, Label
+from lahr.data.mixing import RanOut
 from lahr.data.rows import Rows
 from lahr.data.shards import FORMAT, Damaged, file_hash, open_split, read_manifest, write_manifest
 from lahr.data.spans import Encoded, Encoder
@@ -156,7 +157,13 @@ def _write(
     ):
         writer = SplitWriter(folder, name, columns)
         documents = itertools.islice(stream(), writer.documents, None)
-        ended = _encode(documents, tokenizer, encoder, writer, limit, partial(report, f"tokenising {name}"))
+        try:
+            ended = _encode(documents, tokenizer, encoder, writer, limit, partial(report, f"tokenising {name}"))
+        except RanOut as error:
+            if name == "train":
+                raise
+            log.warning("%s; %d validation tokens are kept", error, writer.n_tokens)
+            ended = True
         splits[name] = writer.close() | {"ended": ended}
         content.update(canonical_json([name, splits[name]["tokens"], splits[name]["content"]]).encode())
     manifest = {
@@ -250,12 +257,17 @@ def _together(documents: Iterator[Document]) -> Iterator[list[Document]]:
     """The documents in lists that are not too large to be encoded at once."""
     some: list[Document] = []
     size = 0
-    for document in documents:
-        some.append(document)
-        size += len(document.text)
-        if len(some) == ENCODE_AT_ONCE or size >= ENCODE_BYTES:
+    try:
+        for document in documents:
+            some.append(document)
+            size += len(document.text)
+            if len(some) == ENCODE_AT_ONCE or size >= ENCODE_BYTES:
+                yield some
+                some, size = [], 0
+    except RanOut:  # what there was may be all that is wanted
+        if some:
             yield some
-            some, size = [], 0
+        raise
     if some:
         yield some
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lahr.data.prosqa import sentences
 from lahr.data.prosqa_graphs import CLASSES, NAMES, Question, draw
-from lahr.data.stories import Stream
+from lahr.data.stream import Stream
 from lahr.errors import ConfigError, check
 
 COLUMNS = ("question", "steps", "answer")

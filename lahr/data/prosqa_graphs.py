@@ -15,7 +15,7 @@ Kinds, all with 20 to 28 facts, so that the longest text is no longer than in tr
 
 from typing import Any, NamedTuple
 
-from lahr.data.stories import Stream
+from lahr.data.stream import Stream
 from lahr.errors import check, nearest
 
 _NAMES = "Ada Ben Cleo Dan Eva Finn Gus Hana Ivo Jan Kim Leo Mia Nils Olga Pia Rex Sue Tim Una Vic Wes Yan Zoe"

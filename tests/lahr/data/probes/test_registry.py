@@ -141,6 +141,7 @@ def test_identity_holds_all_parameters_and_the_documents(name: str, monkeypatch:
         ("swaps,", "'' is no parameter"),
         ("swaps,objects=5,objects=5", "objects is given twice"),
         ("swaps,objects=1", "objects is 1; it must be from 2 to 64"),
+        ("swaps,objects=65", "objects is 65; it must be from 2 to 64"),
         ("swaps,length=0", "length is 0; it must be from 1 to 4096"),
         ("swaps,length=4", "swaps,objects=5,length=4 has 2**16 texts, too few"),
         ("facts,facts=100", "give at most half of them, 50"),

@@ -114,8 +114,8 @@ SOLVERS: list[tuple[str, Callable[[list[str]], Found]]] = [
     ("swaps,objects=7,length=30", lambda words: swaps(words, 7)),
     ("hops", hops),
     ("hops,hops=9,letters=3,length=63", hops),
-    ("trees", lambda words: trees(words, 7)),
-    ("trees,values=5,height=3,length=62", lambda words: trees(words, 5)),
+    ("trees", lambda words: trees(words, 5)),
+    ("trees,values=7,height=3,length=62", lambda words: trees(words, 7)),
     ("selective", lambda words: selective(words, "last2", 8)),
     ("selective,state=sum,every=4,signals=5,noise=100,length=63", lambda words: selective(words, "sum", 5)),
 ]

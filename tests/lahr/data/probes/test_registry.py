@@ -21,7 +21,7 @@ NAMES = [
     "segments,segments=2,window=65,each=32",
     "swaps,objects=7,length=30",
     "hops,hops=9,letters=3,length=63",
-    "trees,values=5,height=3,length=62",
+    "trees,values=7,height=3,length=62",
     "selective,state=sum,every=4,signals=5,noise=100,length=63",
     "selective,every=1,length=20",
 ]
@@ -31,7 +31,7 @@ GOLDEN = {
     "segments": "f85283c5fc903f18",
     "swaps": "6162841c16df743f",
     "hops": "7846586a2871ab31",
-    "trees": "4b4ca601e1cbf70a",
+    "trees": "2d86ae94b813931b",
     "selective": "7590ef089e240bf4",
 }
 

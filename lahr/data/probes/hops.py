@@ -11,7 +11,8 @@ unless they are far wider (conditionally; Sanford et al. 2024, "Transformers, Pa
 Depth"); a looped layer does as well as so many layers (Saunshi et al. 2025, "Reasoning with Latent Thoughts: On the
 Power of Looped Transformers").
 Size: 126 letters of 8, 128 tokens. One hop goes back as many letters as there are different ones, on average, so p
-hops are defined from about the p · letters-th letter on.
+hops are defined from about the p · letters-th letter on. A pilot (one seed, three layers of width 64, 750 steps of 16
+documents) reached 1.00, 0.98, 0.81 and 0.26 for p = 1 to 4.
 Chance: 1/letters. One hop never leads to the letter it starts from, so knowing that one gives 1/(letters - 1).
 Ceiling: 1.
 Held out: sequences of letters.

@@ -13,7 +13,8 @@ of them.
 
 Sources: selective copying in Gu & Dao 2023, "Mamba" (after Jing et al. 2019); Raposo et al. 2024,
 "Mixture-of-Depths".
-Size: 127 words, 128 tokens, with `every` 8, which is a capacity of 12.5 %.
+Size: 127 words, 128 tokens, with `every` 8, which is a capacity of 12.5 %. A pilot of `last2` (one seed, two layers
+of width 64) reached 0.91 after 250 steps of 16 documents and 0.99 after 1,000.
 Chance: 1/signals in both states. Ceiling: 1. Groups: answers `signal` and `noise`, by the word that they are
 predicted from.
 Held out: documents.

@@ -15,7 +15,9 @@ of the cases after t swaps, 0.6 after one of five and 0.25 after four; hence the
 
 Sources: the above; Li et al. 2021, "Implicit Representations of Meaning"; Kim & Schuster 2023, "Entity Tracking in
 Language Models".
-Size: 126 swaps, 128 tokens; 30 for rows of 32.
+Size: 126 swaps, 128 tokens; 30 for rows of 32, so that fewer answers are beyond reach. A pilot with those (one seed,
+three layers of width 64, 1,250 steps of 32 documents) reached 0.91 in `1-4`, 0.45 in `5-8`, 0.25 in `9-12`, and
+chance after.
 Chance: 1/n. Ceiling: 1.
 Held out: sequences of swaps.
 """

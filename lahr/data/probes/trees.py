@@ -1,7 +1,7 @@
 """`trees`: values of nested expressions modulo m, for what more passes over the same tokens add.
 
-Expressions stand in postfix order: `<v3><v5><+>` is 3 + 5, and an operator takes the two values before it that none
-has taken yet. Each operator is tagged with its value, `<v1>` modulo 7 in the example. At each word where the two
+Expressions stand in postfix order: `<v4><v4><+>` is 4 + 4, and an operator takes the two values before it that none
+has taken yet. Each operator is tagged with its value, `<v3>` modulo 5 in the example. At each word where the two
 values' heights allow it, an operator or a new leaf is written with equal probability, so that trees have all shapes
 up to `height`, one stands behind another, and a document has a fixed length. Answers are grouped by the operator's
 height: `height-1` has two leaves.
@@ -14,7 +14,9 @@ likely, whatever all leaves but one are.
 
 Sources: the above; nested lists as in Nangia & Bowman 2018, "ListOps"; Feng et al. 2023, "Towards Revealing the
 Mystery behind Chain of Thought" (modular arithmetic expressions).
-Size: 127 words, 128 tokens, about 52 answers, from 20 of height 1 to 5 of height 5.
+Size: 127 words, 128 tokens, about 52 answers, from 20 of height 1 to 5 of height 5. Height 2 is hard already: a pilot
+(one seed, three layers of width 64, 63 words of height 3, 1,750 steps of 16 documents) reached 1.00, 0.45 and 0.21 in
+heights 1 to 3; with 7 values, 127 words and 1,169 steps 1.00, then chance.
 Chance: 1/m. Ceiling: 1.
 Held out: sequences of words.
 """
@@ -37,8 +39,8 @@ class Trees(Probe):
     name = "trees"
     tagged = True
 
-    values: int = 7
-    """m: values are 0 … m - 1."""
+    values: int = 5
+    """m: values are 0 … m - 1; from 5 on their orders are no solvable group, and fewer are learnt sooner."""
     height: int = 5
     """Height of the tallest trees; one has up to 2^height leaves."""
     length: int = 127

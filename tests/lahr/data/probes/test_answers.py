@@ -114,8 +114,8 @@ SOLVERS: list[tuple[str, Callable[[list[str]], Found]]] = [
     ("swaps,objects=7,length=30", lambda words: swaps(words, 7)),
     ("hops", hops),
     ("hops,hops=9,letters=3,length=63", hops),
-    ("trees", lambda words: trees(words, 7)),
-    ("trees,values=5,height=3,length=62", lambda words: trees(words, 5)),
+    ("trees", lambda words: trees(words, 5)),
+    ("trees,values=7,height=3,length=62", lambda words: trees(words, 7)),
     ("selective", lambda words: selective(words, "last", 8)),
     ("selective,back=1,length=40", lambda words: selective(words, "last", 8, 1)),
     ("selective,state=sum,every=4,signals=5,noise=100,length=63", lambda words: selective(words, "sum", 5)),
@@ -224,5 +224,5 @@ def test_signals_are_one_word_in_so_many() -> None:
     assert abs(signals - len(words) / 8) < 4 * (len(words) * 7 / 64) ** 0.5
     noise = Counter(word for word in words if word.startswith("<n"))
     assert len(noise) == 32
-    assert max(noise.values()) < 1.15 * min(noise.values())
+    assert max(noise.values()) < 1.25 * min(noise.values())
     assert all(word.startswith("<s") for seed in range(50) for word in words_of(probe.document(seed))[:3])

@@ -21,7 +21,7 @@ NAMES = [
     "segments,segments=2,window=65,each=32",
     "swaps,objects=7,length=30",
     "hops,hops=9,letters=3,length=63",
-    "trees,values=5,height=3,length=62",
+    "trees,values=7,height=3,length=62",
     "selective,state=sum,every=4,signals=5,noise=100,length=63",
     "selective,every=1,length=20",
 ]
@@ -31,7 +31,7 @@ GOLDEN = {
     "segments": "f85283c5fc903f18",
     "swaps": "6162841c16df743f",
     "hops": "7846586a2871ab31",
-    "trees": "4b4ca601e1cbf70a",
+    "trees": "2d86ae94b813931b",
     "selective": "2cdd4a12ddc77d06",
 }
 
@@ -141,6 +141,7 @@ def test_identity_holds_all_parameters_and_the_documents(name: str, monkeypatch:
         ("swaps,", "'' is no parameter"),
         ("swaps,objects=5,objects=5", "objects is given twice"),
         ("swaps,objects=1", "objects is 1; it must be from 2 to 64"),
+        ("swaps,objects=65", "objects is 65; it must be from 2 to 64"),
         ("swaps,length=0", "length is 0; it must be from 1 to 4096"),
         ("swaps,length=4", "swaps,objects=5,length=4 has 2**16 texts, too few"),
         ("facts,facts=100", "give at most half of them, 50"),

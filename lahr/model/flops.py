@@ -9,6 +9,10 @@ whole square (4Td) for windows of one query slice and nears the half for long on
 A model of one's own has no closed form: `own.cost` counts it, in the counter's convention, and the three functions of
 a configuration here say what it found.
 
+Thoughts in the sequence (`thoughts.py`) cost what other tokens do, however many passes they take: each is computed
+once. Not counted are the padding of a batch whose thoughts stand in unlike places, that attention multiplies with the
+keys so far where the counter's convention has the square, and that `blank` computes thoughts twice.
+
 Executed passes are counted, not nominal ones: a sampled step is counted with its own passes, and where tokens leave
 early with the mean that ran (`Output.passes`). A router is counted at its capacity.
 """

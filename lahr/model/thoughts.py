@@ -169,14 +169,14 @@ class Pass(Window):
 
 def _blank(stack: Stack, x_BTD: Tensor, thought_BT: Tensor, rotary: Rotary) -> Tensor:
     """The embeddings with those of thoughts replaced by what they would recycle without the question."""
-    before_BT = F.pad(thought_BT[:, 1:], (0, 1)) & ~thought_BT
-    places_BK, real_BK = pack(thought_BT | before_BT, int((thought_BT | before_BT).sum(1).max()))
+    some_BT = thought_BT | F.pad(thought_BT[:, 1:], (0, 1))
+    places_BK, real_BK = pack(some_BT, int(some_BT.sum(1).max()))
     if not places_BK.shape[1]:
         return x_BTD
     kept = Kept(rotary)
 
-    def opens(some_BJ: Tensor, real_BJ: Tensor) -> Window:
-        return kept.open(places_BK.gather(1, some_BJ), real_BJ)
+    def opens(these_BJ: Tensor, real_BJ: Tensor) -> Window:
+        return kept.open(places_BK.gather(1, these_BJ), real_BJ)
 
     thinks_BK = thought_BT.gather(1, places_BK) & real_BK
     e_BKD = take(x_BTD, places_BK)

@@ -70,8 +70,8 @@ def test_a_solver_that_reads_the_text_finds_the_answer_and_the_steps(kind, hops)
 
 @pytest.mark.parametrize(("kind", "hops"), KINDS)
 def test_no_shortcut_tells_the_answer(kind, hops):
-    """Each guess is right about half the time; a tie is half a hit. Caught: the first person always asked about (leaf
-    0.71 in trees of 3 hops, when only that person's chain was kept from branching on)."""
+    """Each guess is right about half the time; a tie is half a hit. Caught: one person always asked about, with side
+    branches on that person's chain alone; the right class always named first."""
     hits = Counter()
     n = 600
     for seed in range(n):

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from lahr.errors import ConfigError
@@ -90,7 +91,7 @@ def test_the_loss_and_its_gradient_are_those_of_the_logits(tokens_BT):
     model = build(ARMS["recycled"]).train()
     targets_BT = tokens_BT.roll(-1, 1)
     output = model(tokens_BT, targets_BT)
-    loss = torch.nn.functional.cross_entropy(naive(model, tokens_BT).flatten(0, 1), targets_BT.flatten())
+    loss = F.cross_entropy(naive(model, tokens_BT).flatten(0, 1), targets_BT.flatten())
     assert float(output.loss.detach()) == pytest.approx(float(loss.detach()), rel=1e-12)
     output.loss.backward()
     wanted = torch.autograd.grad(loss, list(model.parameters()))
@@ -230,7 +231,10 @@ def test_left_padded_prompts_decode_as_alone(tokens_BT):
         padded_BT[b, -length:], real_BT[b, -length:] = tokens_BT[b, :length], True
     cache = Cache()
     first = model(padded_BT[:, :15], cache=cache, real_BT=real_BT[:, :15])
-    ours = torch.cat((first, model(padded_BT[:, 15:], cache=cache, real_BT=real_BT[:, 15:])), 1)
+    more_BT, real_BT = (
+        F.pad(x_BT[:, 15:], (1, 0), value=v) for x_BT, v in ((padded_BT, THOUGHT), (real_BT, False))
+    )
+    ours = torch.cat((first, model(more_BT, cache=cache, real_BT=real_BT)[:, 1:]), 1)
     for b, length in enumerate(lengths):
         alone = model(tokens_BT[b : b + 1, :length])[0]
         assert (ours[b, -length:] - alone).abs().max() < EXACT

@@ -51,6 +51,10 @@ class ModelConfig:
     """What multiplies a routed block's output: the router's score through a sigmoid, or the score itself."""
     mod_balance_loss: float = 0.0
     """Weight of the routers' balance loss (Fedus et al. 2021, "Switch Transformers"); 0 leaves it out."""
+    mod_noise: float = 0.0
+    """Standard deviation of what is added to the scores when `top_k` picks in training (Shazeer et al. 2017, "Noisy
+    Top-k Gating"), in units of the scores' own within each sequence: tokens that a router passes over get a chance to
+    show what they are worth. 0 is none; what multiplies a block's output has no noise."""
     mod_z_loss: float = 0.0
     """Weight of the routers' z loss (Zoph et al. 2022, "ST-MoE"); 0 leaves it out."""
     latent_mode: Literal["fixed", "sampled"] = "fixed"
@@ -217,7 +221,7 @@ _RESOLVED = {
     "memory_layer": "memory_position",
 }
 """Fields whose None stands for a value that follows from the others, and what has it."""
-ROUTER_FIELDS = ("mod_router", "mod_gate", "mod_balance_loss", "mod_z_loss")
+ROUTER_FIELDS = ("mod_router", "mod_gate", "mod_balance_loss", "mod_z_loss", "mod_noise")
 """Settings of routers; the latent core's router has them too."""
 
 
@@ -230,7 +234,7 @@ def _check_mod(c: ModelConfig) -> None:
         c.mod_capacity == 1 or c.n_layers >= 2,
         f"Mixture-of-Depths routes every second block; model.n_layers is {c.n_layers}, give at least 2",
     )
-    for name in ("mod_balance_loss", "mod_z_loss"):
+    for name in ("mod_balance_loss", "mod_z_loss", "mod_noise"):
         check(0 <= getattr(c, name) < math.inf, f"{name} is {getattr(c, name)}; it must be 0 (off) or more")
     _check_routes("mod_capacity", c.mod_capacity, c.max_seq_len)
 

@@ -1,4 +1,4 @@
-"""Does each mechanism do what it is for? One probe at a time, the mechanism on or off, with its control, in seed blocks.
+"""Does each mechanism do what it is for? A probe, with the mechanism on, off, and its control, in seed blocks.
 
     python sweeps/probes.py --preset facts --equal flops        memory, on a table of facts
     python sweeps/probes.py --preset segments                   the kNN memory, on pairs of earlier segments

@@ -74,7 +74,7 @@ class LAHR(nn.Module):
 
         def router(capacity: float) -> Router:
             losses = (c.mod_balance_loss > 0, c.mod_z_loss > 0)
-            return Router(c.d_model, capacity, c.mod_router, c.mod_gate, *losses)
+            return Router(c.d_model, capacity, c.mod_router, c.mod_gate, *losses, c.mod_noise)
 
         self.blocks = nn.ModuleList(
             RoutedBlock(*block, router(c.mod_capacity), **options)

@@ -111,8 +111,11 @@ class Router(nn.Module):
     threshold: Tensor
     observations: Tensor
 
-    def __init__(self, d_model: int, capacity: float, kind: Kind, gate: Gate, balance: bool, z: bool) -> None:
+    def __init__(
+        self, d_model: int, capacity: float, kind: Kind, gate: Gate, balance: bool, z: bool, noise: float = 0.0
+    ) -> None:
         super().__init__()
+        self.noise = noise
         self.capacity, self.kind, self.gate, self.balance, self.z = capacity, kind, gate, balance, z
         self.weight = parameter(1, d_model, std=0.02)
         self.weight.requires_grad_(kind != "random")
@@ -128,7 +131,11 @@ class Router(nn.Module):
         with torch.autocast(x_BTD.device.type, enabled=False):  # bf16 scores would tie
             scores_BT = F.linear(x_BTD, self.weight).squeeze(-1)
         k = capacity_tokens(self.capacity, x_BTD.shape[1])
-        top_BK = top_k_places(scores_BT.detach(), k)
+        picked_BT = scores_BT.detach()
+        if self.noise and self.training:
+            spread_B1 = picked_BT.std(1, keepdim=True, correction=0)
+            picked_BT = picked_BT + self.noise * spread_B1 * torch.randn_like(picked_BT)
+        top_BK = top_k_places(picked_BT, k)
         top_k_BT = torch.zeros_like(scores_BT, dtype=torch.bool).scatter_(1, top_BK, True)
         losses = self._score_losses(scores_BT)
         if self.predictor is None:

@@ -223,7 +223,9 @@ class StudyOptions:
     def sweep_name(self) -> str:
         """The sweep's folder name."""
         name = self.data.corpus.rstrip("/")
-        file = name if " + " in name else Path(name).name.split(".")[0]  # a mixture's weights have points of their own
+        file = (
+            name if " + " in name else Path(name).name.split(".")[0]
+        )  # a mixture's weights have points of their own
         corpus = re.sub(r"[^A-Za-z0-9._-]+", "-", file).strip("-.") or "corpus"
         if ":" in name and name == preset(self.preset).data.corpus:  # what the preset is about, and its parameters
             corpus = ""

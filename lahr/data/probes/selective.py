@@ -98,7 +98,9 @@ class Selective(Probe):
             if word < signals:
                 so_far.append(word)
                 group = "signal"
-                state = words[sum(so_far) % signals if is_sum else so_far[-self.back]] if at >= self.back - 1 else ""
+                state = (
+                    words[sum(so_far) % signals if is_sum else so_far[-self.back]] if at >= self.back - 1 else ""
+                )
             if state:
                 solved.append((at, group, words[word] if group == "noise" and self.asked == "itself" else state))
         return solved

@@ -138,11 +138,11 @@ def test_documents_too_short_for_rows_are_refused_before_training(cache: Path) -
     with pytest.raises(
         ConfigError, match=r"validation split of .* such rows where 50 are .* data.validation_blocks"
     ):
-        prepare(many, 512, 520, cache)
-    kept = prepare(replace(many, validation_blocks=8), 512, 240, cache)
-    assert kept.validation_blocks(8, 240, 2)[0].shape == (8, 240)
+        prepare(many, 512, 450, cache)
+    kept = prepare(replace(many, validation_blocks=8), 512, 450, cache)
+    assert kept.validation_blocks(8, 450, 2)[0].shape == (8, 450)
     with pytest.raises(ConfigError, match=r"validation split of .* such rows where 25 are needed"):
-        kept.validation_blocks(50, 240, 2)
+        kept.validation_blocks(50, 450, 2)
 
 
 def test_second_call_prepares_nothing(data: TokenData, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:

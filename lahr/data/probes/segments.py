@@ -2,16 +2,17 @@
 
 A document is S segments of T tokens. In a segment, pairs `<k17><v3>` are given that later segments ask for, and pairs
 of earlier segments are asked for: the key again, then its value, which is the answer, a plain one. Between them
-stands noise. A pair is given once and asked once, in a later segment, so its value is never to be had inside the
-segment that asks; how many segments back it was given is the answer's group. Segment s is asked `each` times by every
-later one, so every segment holds (S - 1) · each pairs in all, whose places among the noise are drawn.
+stands noise. A pair is given once and asked once; how many segments back it was given is the answer's group. Segment s
+is asked `each` times by every later one. Of itself it asks `own` pairs (`0-back`), which attention inside the segment
+finds: a memory's keys carry no gradient (Wu et al. 2022), so it is from those that the model learns to look up, and
+without them no memory is ever learnt to be used. The places of pairs among the noise are drawn.
 
 A row's inputs are an end-of-text token and then the words: window 0 reads T - 1 words and every later one T. Pairs
 lie whole inside a window. With its own end-of-text token a document is S · T tokens.
 
 Sources: Wu et al. 2022, "Memorizing Transformers"; associative recall as in Arora et al. 2023, "Zoology".
-Size: 4 windows of 64 (model.max_seq_len 64, data.segments 4) with 36 answers in 256 tokens.
-Chance: 1 in `values`; all that a model without a memory reaches. Ceiling: 1.
+Size: 4 windows of 64 (model.max_seq_len 64, data.segments 4) with 48 answers in 256 tokens.
+Chance: 1 in `values`; beyond `0-back` it is all that a model without a memory reaches. Ceiling: 1.
 Held out: documents. Keys get new values in each, so that nothing of one helps in another.
 """
 
@@ -39,10 +40,12 @@ class Segments(Probe):
     """Segments of a document: data.segments."""
     window: int = 64
     """Tokens in a segment: model.max_seq_len."""
-    each: int = 6
+    each: int = 4
     """Pairs that a segment asks of each earlier one."""
+    own: int = 6
+    """Pairs that a segment asks of itself."""
     keys: int = 128
-    """Words that can be a key; a document has segments · (segments - 1) / 2 · each different ones."""
+    """Words that can be a key; a document has as many different ones as pairs."""
     values: int = 32
     """Words that can be a value, each drawn equally often."""
 
@@ -52,12 +55,13 @@ class Segments(Probe):
         self.check_range("each", 1, (self.window - 1) // 2)
         self.check_range("keys", 2, 1 << 16)
         self.check_range("values", 2, 4096)
-        most = (self.window - 1) // (2 * (self.segments - 1))
+        self.check_range("own", 0, (self.window - 1) // 4)
+        items = (self.segments - 1) * self.each + 2 * self.own
         check(
-            self.each <= most,
-            f"segments: each is {self.each}, which makes {(self.segments - 1) * self.each} pairs in a segment, and its "
-            f"{self.window} tokens hold {(self.window - 1) // 2}; "
-            + (f"give each at most {most}" if most else "give a longer window or fewer segments"),
+            items <= (self.window - 1) // 2,
+            f"segments: each is {self.each} and own {self.own}, which makes {items} pairs in a segment, and its "
+            f"{self.window} tokens hold {(self.window - 1) // 2}; lower one of them, or give a longer window or fewer "
+            "segments",
         )
         check(
             self.n_pairs <= self.keys,
@@ -68,7 +72,7 @@ class Segments(Probe):
     @property
     def n_pairs(self) -> int:
         """Pairs in a document, each given once and asked once."""
-        return self.segments * (self.segments - 1) // 2 * self.each
+        return self.segments * (self.segments - 1) // 2 * self.each + self.segments * self.own
 
     @property
     def bits(self) -> float:
@@ -84,14 +88,15 @@ class Segments(Probe):
 
     @cached_property
     def labels(self) -> tuple[Label, ...]:
-        return tuple(Label(f"segments/{back}-back", 1 / self.values, 1.0) for back in range(1, self.segments))
+        return tuple(Label(f"segments/{back}-back", 1 / self.values, 1.0) for back in range(0 if self.own else 1, self.segments))
 
     @cached_property
     def _pairs_of(self) -> list[list[int]]:
         """The pairs that each segment gives or asks, by number."""
         found: list[list[int]] = [[] for _ in range(self.segments)]
         between = [(given, asked) for given in range(self.segments) for asked in range(given + 1, self.segments)]
-        for pair, (given, asked) in enumerate(between * self.each):
+        own = [(segment, segment) for segment in range(self.segments)]
+        for pair, (given, asked) in enumerate(between * self.each + own * self.own):
             found[given].append(pair)
             found[asked].append(pair)
         return found

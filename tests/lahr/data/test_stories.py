@@ -14,6 +14,7 @@ from lahr.data import stories
 from lahr.data.corpora import find_corpus
 from lahr.data.documents import MOST_LABELS, Document, distance_group
 from lahr.data.stories import TRAIN_SEEDS, VALIDATION_SEEDS, Stream, story, tell
+from lahr.data.story_facts import Asked, groups
 from lahr.data.story_grammar import ROLES, Grammar
 from lahr.data.story_words import WORDS
 from lahr.data.tokenizer import train_bpe
@@ -108,7 +109,7 @@ def test_a_large_part_is_answers_from_near_and_far(thousand: list[Document]) -> 
     """In tokens of the vocabulary of 1,024 that the quick preset has."""
     tokenizer = train_bpe((document.text for document in thousand), 1024)
     tokens = answered = 0
-    lengths, groups = [], Counter[str]()
+    lengths, distances = [], Counter[str]()
     for document in thousand:
         ends = [end for _, end in tokenizer.encode(document.text).offsets]
         tokens += len(ends)
@@ -117,13 +118,25 @@ def test_a_large_part_is_answers_from_near_and_far(thousand: list[Document]) -> 
             first = bisect.bisect_right(ends, a.start)
             answered += bisect.bisect_left(ends, a.end) - first + 1
             if a.kind == "recall":
-                groups[distance_group(first - bisect.bisect_left(ends, a.source or 0))] += 1
+                distances[distance_group(first - bisect.bisect_left(ends, a.source or 0))] += 1
     assert answered / tokens > 0.08
     for group in ("16-32", "32-64", "64-128", "128-256", "256-512"):
-        assert groups[group] / groups.total() > 0.05, group
-    assert groups["0-16"] / groups.total() < 0.05
+        assert distances[group] / distances.total() > 0.05, group
+    assert distances["0-16"] / distances.total() < 0.05
     lengths.sort()
     assert lengths[0] < 70 and lengths[100] < 130 and 550 < lengths[900] < 700
+
+
+def test_questions_are_drawn_by_distance_then_by_relation() -> None:
+    """Caught: all facts in one group, so that what most facts are like is asked for most."""
+    facts = {"kite": ("", 0)}
+    near = [Asked("recall", "colour", "kite", "red", 1000 - told, facts, "kite") for told in (20, 30, 40)]
+    far = [Asked("recall", relation, "kite", "red", 1000 - 300, facts, "kite") for relation in ("holder", "likes")]
+    now = [Asked("recall", "place", "kite", "red", 1000, facts, "kite")]
+    assert groups(now + near + far, 1000) == [[near], [far[:1], far[1:]]]
+    assert groups(now, 1000) == [[now]]
+    one, two = (Asked("count", "has", "", number, 1000, facts, "kite") for number in ("one", "two"))
+    assert groups([one, two, one], 1000) == [[[one, one]], [[two]]]
 
 
 def test_entropy_is_as_documented(thousand: list[Document]) -> None:
@@ -162,9 +175,9 @@ def test_labels_are_those_of_the_answers(validation: list[Document]) -> None:
 
 
 def test_no_list_holds_an_entry_twice() -> None:
-    groups = [getattr(WORDS, field.name) for field in fields(WORDS)]
-    mappings = [group for group in groups if isinstance(group, dict)]
-    lists = [group for group in groups if isinstance(group, tuple)] + list(WORDS.names)
+    all_of = [getattr(WORDS, field.name) for field in fields(WORDS)]
+    mappings = [group for group in all_of if isinstance(group, dict)]
+    lists = [group for group in all_of if isinstance(group, tuple)] + list(WORDS.names)
     lists += [values for mapping in mappings for values in mapping.values() if isinstance(values, tuple)]
     lists += [part for group in WORDS.replies.values() for part in group]
     lists += [part for setting in WORDS.settings for part in (setting.things, setting.places)]

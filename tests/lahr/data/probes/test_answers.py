@@ -42,7 +42,7 @@ def segments(words: list[str], window: int) -> Found:
                 assert value.startswith("<v")
                 if key in given:
                     before, answer = given.pop(key)
-                    assert before < segment
+                    assert before <= segment
                     found.append((segment * window + i, f"{segment - before}-back", answer))
                     assert value == answer
                 else:
@@ -108,8 +108,8 @@ def selective(words: list[str], state: str, signals: int, back: int = 3) -> Foun
 
 SOLVERS: list[tuple[str, Callable[[list[str]], Found]]] = [
     ("segments", lambda words: segments(words, 64)),
-    ("segments,segments=3,window=19,each=4,keys=12,values=5", lambda words: segments(words, 19)),
-    ("segments,segments=2,window=65,each=32", lambda words: segments(words, 65)),
+    ("segments,segments=3,window=19,each=2,own=2,keys=12,values=5", lambda words: segments(words, 19)),
+    ("segments,segments=2,window=65,each=32,own=0", lambda words: segments(words, 65)),
     ("swaps", lambda words: swaps(words, 5)),
     ("swaps,objects=7,length=30", lambda words: swaps(words, 7)),
     ("hops", hops),
@@ -174,11 +174,11 @@ def test_chance_is_what_the_best_fixed_guess_gets(name: str) -> None:
 
 def test_segments_are_asked_as_often_as_promised() -> None:
     for seed in range(50):
-        groups = Counter(group for _, group, _ in said(read_probe("segments,each=5").document(seed)))
-        assert groups == {"1-back": 15, "2-back": 10, "3-back": 5}
+        groups = Counter(group for _, group, _ in said(read_probe("segments,each=5,own=2").document(seed)))
+        assert groups == {"0-back": 8, "1-back": 15, "2-back": 10, "3-back": 5}
 
 
-@pytest.mark.parametrize("name", ["segments", "segments,segments=3,window=19,each=4,keys=12,values=5"])
+@pytest.mark.parametrize("name", ["segments", "segments,segments=3,window=19,each=2,own=2,keys=12,values=5"])
 def test_pairs_stand_at_all_places(name: str) -> None:
     """A key at every place of a window but its last."""
     probe = read_probe(name)

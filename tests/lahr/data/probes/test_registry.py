@@ -17,8 +17,8 @@ from lahr.errors import ConfigError
 NAMES = [
     *PROBES,
     "facts,facts=1000,values=7,queries=42,table=3",
-    "segments,segments=3,window=19,each=4,keys=12,values=5",
-    "segments,segments=2,window=65,each=32",
+    "segments,segments=3,window=19,each=2,own=2,keys=12,values=5",
+    "segments,segments=2,window=65,each=32,own=0",
     "swaps,objects=7,length=30",
     "hops,hops=9,letters=3,length=63",
     "trees,values=7,height=3,length=62",
@@ -28,7 +28,7 @@ NAMES = [
 LENGTHS = dict(zip(NAMES, (255, 255, 127, 127, 127, 127, 126, 56, 129, 31, 64, 62, 63, 20), strict=True))
 GOLDEN = {
     "facts": "6b89a0a3e83e4d3c",
-    "segments": "f85283c5fc903f18",
+    "segments": "7e8bc65c17b038df",
     "swaps": "6162841c16df743f",
     "hops": "7846586a2871ab31",
     "trees": "2d86ae94b813931b",
@@ -122,7 +122,7 @@ def test_identity_holds_all_parameters_and_the_documents(name: str, monkeypatch:
         assert f"{field.name}={field.default}" in corpus.identity
         words = {"state": "sum", "asked": "itself"}
         given = words[field.name] if field.name in words else field.default * 2 if field.name != "table" else 1
-        if field.name not in ("segments", "each", "queries"):
+        if field.name not in ("segments", "each", "own", "queries"):
             assert find_probe(f"{name},{field.name}={given}").identity != corpus.identity
         assert find_probe(f" {name} , {field.name} = {field.default}").identity == corpus.identity
     monkeypatch.setattr(kind, "draw", lambda self, stream, draw=kind.draw: draw(self, stream)[::-1])
@@ -148,9 +148,10 @@ def test_identity_holds_all_parameters_and_the_documents(name: str, monkeypatch:
         ("facts,facts=100", "give at most half of them, 50"),
         ("facts,values=1", "values is 1; it must be from 2"),
         ("facts,table=-1", "table is -1; it must be from 0"),
-        ("segments,each=11", "give each at most 10"),
+        ("segments,each=7", "each is 7 and own 6, which makes 33 pairs in a segment, and its 64 tokens hold 31"),
         ("segments,segments=40,each=1", "give a longer window or fewer segments"),
-        ("segments,keys=35", "keys is 35, and a document has 36 pairs"),
+        ("segments,own=16", "own is 16; it must be from 0 to 15"),
+        ("segments,keys=47", "keys is 47, and a document has 48 pairs"),
         ("segments,segments=1", "segments is 1; it must be from 2"),
         ("hops,hops=0", "hops is 0; it must be from 1"),
         ("hops,letters=2", "letters is 2; it must be from 3"),

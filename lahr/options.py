@@ -30,17 +30,21 @@ _TYPES = {
 
 
 def parse(
-    kind: type[Options], argv: Sequence[str], fill: Callable[[str, Preset], Options] | None, prog: str
+    kind: type[Options],
+    argv: Sequence[str],
+    fill: Callable[[str, Preset], Options] | None,
+    prog: str,
+    usual: str = DEFAULT_PRESET,
 ) -> Options:
     """`kind` from the command line; where `fill` is given, its defaults are `fill(name, preset)` of the preset that
-    `argv` names.
+    `argv` names, or of the `usual` one.
 
     Raises `ConfigError`, in one line, for what is unknown, ill-typed, missing or out of range.
     """
     argv = [re.sub(r"^--data(?==|$)", "--data.corpus", argument) for argument in argv]
     filled: dict[str, Any] = {}
     if fill is not None:
-        name = preset_name(argv)
+        name = preset_name(argv, usual)
         filled["default"] = fill(name, preset(name))
     errors = io.StringIO()
     try:
@@ -75,9 +79,9 @@ def run(main: Callable[[list[str]], int], interrupted: str) -> NoReturn:
         sys.exit(130)
 
 
-def preset_name(argv: Sequence[str]) -> str:
+def preset_name(argv: Sequence[str], usual: str = DEFAULT_PRESET) -> str:
     """The preset on the command line, the last one if there are several, as for every other option."""
-    name = DEFAULT_PRESET
+    name = usual
     for given, following in itertools.pairwise([*argv, ""]):
         if given == "--preset":
             name = following

@@ -66,5 +66,12 @@ PROBES = {
         _train(2_000_000, 16),
         {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
     ),
+    "prosqa": (
+        # Its words' first is `<thought>`, after the end-of-text token.
+        _model(136, 112, n_layers=4, n_heads=4, thoughts="pause", thought_token=1),
+        DataConfig("prosqa", train_tokens=4_000_000, validation_blocks=800, packing="documents"),
+        _train(6_000_000, 32, lr=2e-3),
+        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+    ),
 }
 """Model, data, training, and what turns each mechanism on."""

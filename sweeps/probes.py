@@ -41,6 +41,7 @@ class Options(StudyOptions):
     """One mechanism on the probe that it is for."""
 
     NAME: ClassVar[str] = "probe"
+    PRESET: ClassVar[str] = "swaps"
 
     def __post_init__(self) -> None:
         check(

@@ -39,10 +39,13 @@ SET_SEEDS = 1 << 48
 START, THOUGHT, END = "<start>", "<thought>", "<end>"
 WORDS = (THOUGHT, START, END, "<?>", "<.>", *(f"<{word}>" for word in (*NAMES, *CLASSES)))
 LABELS = (
-    Label("step"),
-    *(Label(f"answer/{hops}", chance=0.5) for hops in (*HOPS, 7, 8)),
-    *(Label(f"answer/{kind}-{hops}", chance=0.5) for kind in ("dag", "dense") for hops in HOPS),
+    *(Label(f"held-in/{hops}", 0.5, 1.0) for hops in HOPS),
+    Label("7-hop", 0.5, 1.0),
+    Label("8-hop", 0.5, 1.0),
+    *(Label(f"{kind}/{hops}", 0.5, 1.0) for kind in ("dag", "dense") for hops in HOPS),
+    Label("step", None, 1.0),
 )
+"""Answers are told apart by their set, and by their hops within it."""
 
 FACT = re.compile(r"(?:Every ([a-z]+)|(?!Every )([A-Z]\w*)) is an? ([a-z]+)\.")
 QUERY = re.compile(r"Is ([A-Z]\w*) an? ([a-z]+) or (?:an? )?([a-z]+)\?")
@@ -118,12 +121,19 @@ def document(asked: Question, stage: int, stages: int, c: int = 1) -> Document:
     end, answers = sum(map(len, parts)), []
     for text, kind, group in (
         *((step, "step", "") for step in steps),
-        (render(asked.answer).removesuffix("<.>"), "answer", asked.group),
+        (render(asked.answer).removesuffix("<.>"), *_set_of(asked)),
     ):
         answers.append(Answer(end, end + len(text), kind, group=group))
         parts.append(text)
         end += len(text)
     return Document("".join(parts), answers=tuple(answers), answers_only=True)
+
+
+def _set_of(asked: Question) -> tuple[str, str]:
+    """The kind and group of its answer."""
+    if asked.kind == "tree" and asked.hops not in HOPS:
+        return f"{asked.hops}-hop", ""
+    return "held-in" if asked.kind == "tree" else asked.kind, str(asked.hops)
 
 
 def render(text: str) -> str:

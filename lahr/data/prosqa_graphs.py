@@ -46,11 +46,6 @@ class Question(NamedTuple):
     """Facts from the person to the answer, the person's own first: as many as steps."""
     kind: str = "tree"
 
-    @property
-    def group(self) -> str:
-        """What its answer is told apart by: `4` of a tree, `dag-4`."""
-        return str(self.hops) if self.kind == "tree" else f"{self.kind}-{self.hops}"
-
 
 def question(seed: int, hops: int, kind: str = "tree") -> Question:
     """The question of that seed: the same on every machine. `ConfigError` on an unknown kind or hops out of reach."""

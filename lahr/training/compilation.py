@@ -84,6 +84,8 @@ def _varying(model: LAHR) -> set[nn.Module]:
         parts |= {block for block in model.blocks if isinstance(block, RoutedBlock)}
     if model.latent is not None and (c.latent_halting == "act" or (by_threshold and c.latent_capacity < 1)):
         parts |= set(model.latent.core)
+    if c.thinks:
+        parts |= set(model.blocks)
     if isinstance(model.memory, EarlierSegments):
         parts.add(model.blocks[c.memory_position])
     return parts

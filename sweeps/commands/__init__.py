@@ -30,7 +30,7 @@ COMMANDS: dict[str, Callable[[StudyOptions, Console], int]] = {
 
 def execute(kind: type[StudyOptions], argv: list[str], program: str = "") -> int:
     """Runs the command that `argv` asks of a study; the exit status."""
-    options = parse(kind, argv, kind.of, program or f"python sweeps/{Path(sys.argv[0]).name}")
+    options = parse(kind, argv, kind.of, program or f"python sweeps/{Path(sys.argv[0]).name}", kind.PRESET)
     return COMMANDS[options.command](options, Console())
 
 

@@ -15,6 +15,7 @@ from lahr.errors import check
 from lahr.files import Folder
 from lahr.model.flops import parameter_counts
 from lahr.model_config import ModelConfig
+from lahr.options import DEFAULT_PRESET
 from lahr.plain import changed
 from lahr.presets import Preset, preset
 from lahr.training import compilation
@@ -36,6 +37,8 @@ class StudyOptions:
     FACTORS: ClassVar[tuple[Factor, ...]] = ()
     EXTRAS: ClassVar[tuple[Extra, ...]] = ()
     FIRST_SEED: ClassVar[int] = 0
+    PRESET: ClassVar[str] = DEFAULT_PRESET
+    """The preset where none is given."""
     BUILD: ClassVar[str] = ""
     """`package.module:function` of the model that it is about, if not LAHR."""
 

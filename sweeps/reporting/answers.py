@@ -50,7 +50,8 @@ def section(
         "answers whose document began before the window are not counted. Mean over seeds ± half its 95 % interval "
         "(one t, each figure by itself, adjusted for nothing). Groups of distance are in tokens."
     )
-    text += _differences(finished, names, cells) + _selection(finished, names, cells)
+    text += _differences(finished, names, cells) + _effects(finished, names, design)
+    text += _selection(finished, names, cells)
     return text, {PICTURE: _picture(finished, curves, names, known, cells, design)}
 
 
@@ -66,6 +67,25 @@ def _differences(trials: pd.DataFrame, names: Sequence[str], cells: Sequence[str
         rows.append((name, *(_figure_of(values, sign=True) for values in apart)))
     return "\n\nThe same minus base's, paired by seed, in percentage points:\n\n" + markdown_table(
         ("accuracy − base's", *others), rows
+    )
+
+
+def _effects(trials: pd.DataFrame, names: Sequence[str], design: Contrasts) -> str:
+    """The design's effects on accuracy, where they are not the differences from base already."""
+    if len(design.cells) == 2:
+        return ""
+    rows = []
+    for name in names:
+        by_seed = trials.pivot_table(index="seed", columns="cell", values=_METRIC + name, dropna=False)
+        if set(design.cells) <= set(by_seed):
+            whole = by_seed[list(design.cells)].dropna().to_numpy(float)
+            own_ST = 100 * whole @ design.weights_CT
+            rows.append((name, *(_figure_of(own_ST[:, t], sign=True) for t in range(len(design.terms)))))
+    return (
+        "\n\nThe effects on accuracy, in percentage points (a factor's level minus its first; interactions as above; "
+        "one t over seeds, adjusted for nothing):\n\n" + markdown_table(("effect on accuracy", *design.terms), rows)
+        if rows
+        else ""
     )
 
 

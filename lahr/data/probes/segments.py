@@ -88,7 +88,8 @@ class Segments(Probe):
 
     @cached_property
     def labels(self) -> tuple[Label, ...]:
-        return tuple(Label(f"segments/{back}-back", 1 / self.values, 1.0) for back in range(0 if self.own else 1, self.segments))
+        backs = range(0 if self.own else 1, self.segments)
+        return tuple(Label(f"segments/{back}-back", 1 / self.values, 1.0) for back in backs)
 
     @cached_property
     def _pairs_of(self) -> list[list[int]]:

@@ -26,6 +26,7 @@ from functools import cached_property
 from typing import Literal
 
 from lahr.data.documents import Label
+from lahr.data.probes.facts import TABLE_SEEDS
 from lahr.data.probes.probe import Probe, Solved, numbered
 from lahr.data.stream import Stream
 
@@ -37,7 +38,7 @@ class Selective(Probe):
     name = "selective"
     tagged = True
 
-    state: Literal["last", "sum"] = "last"
+    state: Literal["last", "sum", "pair"] = "last"
     """What is asked: `last`, look-ups; `sum`, which has to be carried on from signal to signal, and is far harder."""
     back: int = 3
     """Of `last`, which signal: 1 is the last one, 2 the one before."""
@@ -90,17 +91,29 @@ class Selective(Probe):
         return ids
 
     def solve(self, ids: list[int]) -> list[Solved]:
-        signals, words, is_sum = self.signals, self.words, self.state == "sum"
         so_far: list[int] = []
         solved, state = [], ""
         for at, word in enumerate(ids):
-            group = "noise"
-            if word < signals:
+            is_signal = word < self.signals
+            if is_signal:
                 so_far.append(word)
-                group = "signal"
-                state = (
-                    words[sum(so_far) % signals if is_sum else so_far[-self.back]] if at >= self.back - 1 else ""
-                )
-            if state:
-                solved.append((at, group, words[word] if group == "noise" and self.asked == "itself" else state))
+            if at < self.back - 1:
+                continue
+            if is_signal:
+                state = self.words[self._state(so_far)]
+            own = self.asked == "itself" and not is_signal
+            solved.append((at, "signal" if is_signal else "noise", self.words[word] if own else state))
         return solved
+
+    def _state(self, so_far: list[int]) -> int:
+        """What is asked after those signals."""
+        if self.state == "last":
+            return so_far[-self.back]
+        if self.state == "sum":
+            return sum(so_far) % self.signals
+        return self._table[so_far[-2] * self.signals + so_far[-1]]
+
+    @cached_property
+    def _table(self) -> list[int]:
+        """Of each pair of signals the one that is asked."""
+        return Stream(TABLE_SEEDS).picks(self.signals, self.signals**2)

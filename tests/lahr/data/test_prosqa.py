@@ -135,10 +135,10 @@ ASKED = "<babbex><dedran><.><Tim><babbex><.><?><Tim><dedran><gonkel><start>"
 @pytest.mark.parametrize(
     ("stage", "c", "rest", "kinds"),
     [
-        (0, 2, "<end><Tim><babbex><.><babbex><dedran><.><Tim><dedran>", ["step", "step", "answer"]),
-        (1, 2, "<thought><thought><end><babbex><dedran><.><Tim><dedran>", ["step", "answer"]),
-        (2, 1, "<thought><thought><end><Tim><dedran>", ["answer"]),
-        (3, 1, "<thought><thought><thought><end><Tim><dedran>", ["answer"]),
+        (0, 2, "<end><Tim><babbex><.><babbex><dedran><.><Tim><dedran>", ["step", "step", "2-hop"]),
+        (1, 2, "<thought><thought><end><babbex><dedran><.><Tim><dedran>", ["step", "2-hop"]),
+        (2, 1, "<thought><thought><end><Tim><dedran>", ["2-hop"]),
+        (3, 1, "<thought><thought><thought><end><Tim><dedran>", ["2-hop"]),
     ],
 )
 def test_a_document_is_laid_out_by_its_stage(stage, c, rest, kinds):
@@ -149,7 +149,7 @@ def test_a_document_is_laid_out_by_its_stage(stage, c, rest, kinds):
     assert [answer.kind for answer in made.answers] == kinds
     spans = [made.text[answer.start : answer.end] for answer in made.answers]
     assert "".join(spans) == rest.rpartition("<end>")[2]
-    assert spans[-1] == "<Tim><dedran>" and made.answers[-1].group == "2"
+    assert spans[-1] == "<Tim><dedran>"
 
 
 def test_in_the_last_stage_no_step_is_left():
@@ -157,7 +157,7 @@ def test_in_the_last_stage_no_step_is_left():
     long = question(5, 8)
     assert len(document(long, 5, 6).answers) == 4
     (answer,) = document(long, 6, 6).answers
-    assert answer.kind == "answer" and answer.group == "8"
+    assert answer.kind == "8-hop" and not answer.group
 
 
 def test_the_training_split_is_the_same_questions_in_each_stage():
@@ -176,15 +176,15 @@ def test_the_training_split_is_the_same_questions_in_each_stage():
 def test_the_validation_split_takes_its_sets_in_turn_and_is_new():
     made = corpus("prosqa:questions=500,stages=6")
     documents = list(itertools.islice(made.validation(), 200))
-    groups = [d.answers[0].group for d in documents[:16]]
-    assert groups[:8] == ["3", "7", "4", "8", "5", "dag-3", "6", "dense-3"]
-    assert groups[8:] == ["3", "7", "4", "8", "5", "dag-4", "6", "dense-4"]
-    counts = Counter(d.answers[0].group for d in documents[:160])
+    names = [f"{d.answers[0].kind}/{d.answers[0].group}".rstrip("/") for d in documents]
+    assert names[:8] == ["held-in/3", "7-hop", "held-in/4", "8-hop", "held-in/5", "dag/3", "held-in/6", "dense/3"]
+    assert names[8:16:2] == ["held-in/3", "held-in/4", "held-in/5", "held-in/6"]
+    counts = Counter(names[:160])
     assert counts == {
-        **dict.fromkeys("3456", 20),
-        "7": 20,
-        "8": 20,
-        **{f"{kind}-{hops}": 5 for kind in ("dag", "dense") for hops in HOPS},
+        **{f"held-in/{hops}": 20 for hops in HOPS},
+        "7-hop": 20,
+        "8-hop": 20,
+        **{f"{kind}/{hops}": 5 for kind in ("dag", "dense") for hops in HOPS},
     }
     assert all(d.text.count("<thought>") == 6 and len(d.answers) == 1 for d in documents)
     trained = {d.text.partition("<start>")[0] for d in made.train()}
@@ -281,7 +281,7 @@ def test_files_come_out_in_known_words_one_for_one(tmp_path):
         f"Every {known['orb']} is a {known['mip']}.",
     )
     assert first.answer == f"{known['Ron']} is a {known['mip']}."
-    assert first.group == "file-3" and first.hops == 3
+    assert first.kind == "file" and first.hops == 3
     assert {*known.values(), two[1]} <= {*NAMES, *CLASSES}
     assert read[1].question.split()[1] != first.question.split()[1]  # another question, other words
     assert document(first, 3, 3).text.endswith(f"<end><{person}><{two[0]}>")

@@ -167,15 +167,21 @@ def prepare_corpus(argv: list[str]) -> int:
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
     with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("looking for what is there", total=1.0)
+
+        def progress(what: str, share: float) -> None:
+            if what != bar.tasks[task].description:  # what comes next takes its own time
+                bar.reset(task, total=1.0, description=what)
+            bar.update(task, completed=share)
+
         data = prepare(
             options.data,
             options.model.vocab_size,
             options.model.max_seq_len,
             Path(options.cache).expanduser().resolve(),
-            lambda what, share: bar.update(task, description=what, completed=share),
+            progress,
             *([published_at(shared)] if shared is not None else []),
         )
-        bar.update(task, description="prepared", completed=1.0)
+        bar.update(task, completed=1.0)
     took, cpu = time.perf_counter() - started, time.process_time() - cpu
     splits = {"training": data.train.split, "validation": data.validation.split}
     said = ", ".join(f"{s.n_tokens:,} {n} tokens in {s.documents.num_rows:,} documents" for n, s in splits.items())

@@ -75,6 +75,9 @@ class TrainConfig:
     curriculum: float = 0.0
     """Of a corpus with stages: the share of the steps in which all but the last are gone through, one after another.
     0 is the last one from the beginning."""
+    capacity_warmup: float = 0.0
+    """Share of the steps in which the capacity of routed blocks falls from 1 to the model's, in a line: the blocks
+    learn what they are for before their router has to choose (docs/probes.md). 0 is none."""
     final_lr: float = 0.0
     """Where the decay ends, as a share of the peak."""
     weight_decay: float = 0.1
@@ -102,6 +105,16 @@ class TrainConfig:
             0 <= self.curriculum < 1,
             f"train.curriculum is {self.curriculum}; it is a share of the steps, 0 (none) to below 1",
         )
+        check(
+            0 <= self.capacity_warmup <= 1,
+            f"train.capacity_warmup is {self.capacity_warmup}; it is a share of the steps, 0 (none) to 1",
+        )
+        for name in ("curriculum", "capacity_warmup"):
+            check(
+                getattr(self, name) == 0 or self.decayed_points == 0,
+                f"train.{name} is {getattr(self, name)} and train.decayed_points {self.decayed_points}: a shorter run "
+                "would be at another place of it, so none can be branched off; leave one out",
+            )
         check(0 <= self.final_lr <= 1, f"train.final_lr is {self.final_lr}; it is a share of the peak, 0 to 1")
         check(
             0 < self.decay <= 1, f"train.decay is {self.decay}; it is a share of the steps, above 0 and at most 1"

@@ -115,12 +115,13 @@ class LAHR(nn.Module):
     @overload
     def forward(
         self, tokens_BT: Tensor, targets_BT: None = None, routing: Routing | None = None, *,
-        passes: int | None = None, segments: int = 1, cache: Cache | None = None, real_BT: Tensor | None = None,
+        passes: int | None = None, capacity: float | None = None, segments: int = 1, cache: Cache | None = None,
+        real_BT: Tensor | None = None,
     ) -> Tensor: ...  # fmt: skip
     @overload
     def forward(
         self, tokens_BT: Tensor, targets_BT: Tensor, routing: Routing | None = None, *,
-        passes: int | None = None, segments: int = 1,
+        passes: int | None = None, capacity: float | None = None, segments: int = 1,
     ) -> Output: ...  # fmt: skip
     def forward(
         self,
@@ -129,6 +130,7 @@ class LAHR(nn.Module):
         routing: Routing | None = None,
         *,
         passes: int | None = None,
+        capacity: float | None = None,
         segments: int = 1,
         cache: Cache | None = None,
         real_BT: Tensor | None = None,
@@ -136,7 +138,8 @@ class LAHR(nn.Module):
         """Logits (B, T, V), or with targets the `Output`.
 
         A target below 0 is none. `routing` is by default "causal" in evaluation mode and for `threshold` routers, else
-        "topk". `passes` of the latent core, by default R. `segments` says that the sequences are rows of so many
+        "topk". `passes` of the latent core, by default R, and `capacity` of the routed blocks' top-k, by default the
+        configuration's. `segments` says that the sequences are rows of so many
         consecutive segments of one document. With a `cache` the tokens follow those it holds, where `real_BT` is False
         they are padding, and the cache is extended; nothing else that a forward pass touches changes. Raises
         `ValueError` on tokens that are not (B, T ≤ max_seq_len) integers, on an unknown routing, and where the parts do
@@ -155,7 +158,7 @@ class LAHR(nn.Module):
                 return cross_entropy(self.norm(y_BSD), self.embedding.weight, targets_BT[:, some])[0]
 
         def stack(x_BTD: Tensor, window: Window) -> Tensor:
-            return self.norm(self._stack(x_BTD, window, seen, routing, passes, segments, losses_at))
+            return self.norm(self._stack(x_BTD, window, seen, routing, passes, capacity, segments, losses_at))
 
         x_BTD = self.embedding(tokens_BT)
         if self.config.thinks:
@@ -212,6 +215,7 @@ class LAHR(nn.Module):
         seen: _Seen,
         routing: Routing,
         passes: int | None,
+        capacity: float | None,
         segments: int,
         losses_at: LossesAt | None,
     ) -> Tensor:
@@ -231,7 +235,7 @@ class LAHR(nn.Module):
                 break
             block = self.blocks[i]
             if isinstance(block, RoutedBlock):
-                x_BTD, record = block(x_BTD, here, routing)
+                x_BTD, record = block(x_BTD, here, routing, capacity)
                 seen.routed.append(record)
             else:
                 x_BTD = block(x_BTD, here)
@@ -239,13 +243,14 @@ class LAHR(nn.Module):
                 seen.metrics |= here.metrics()
         return x_BTD
 
-    def observe(self, causal_scores_LBT: Tensor) -> None:
+    def observe(self, causal_scores_LBT: Tensor, capacity: float | None = None) -> None:
         """Moves the routers' thresholds by one observation of the whole batch's scores.
 
-        Called after an optimiser step with what all ranks' outputs hold, (routers, B, T), in any order of B.
+        Called after an optimiser step with what all ranks' outputs hold, (routers, B, T), in any order of B, and the
+        capacity that the routed blocks had in it, if that was not their own.
         """
-        for (_, router), scores_BT in zip(self.routers, causal_scores_LBT, strict=True):
-            router.observe(scores_BT)
+        for (name, router), scores_BT in zip(self.routers, causal_scores_LBT, strict=True):
+            router.observe(scores_BT, None if name == "latent" else capacity)
 
     @torch.no_grad()
     def _metrics(self, routed: list[Routed], reasoned: Reasoned | None) -> dict[str, Tensor]:

@@ -126,11 +126,14 @@ class Router(nn.Module):
         self.register_buffer("threshold", torch.tensor(start))
         self.register_buffer("observations", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, x_BTD: Tensor, routing: Routing, real_BT: Tensor | None = None) -> Routed:
-        """Routes the tokens x (B, T, D); those that are not `real` never pass under causal routing."""
+    def forward(
+        self, x_BTD: Tensor, routing: Routing, real_BT: Tensor | None = None, capacity: float | None = None
+    ) -> Routed:
+        """Routes the tokens x (B, T, D); those that are not `real` never pass under causal routing. `capacity` is that
+        of top-k, by default its own."""
         with torch.autocast(x_BTD.device.type, enabled=False):  # bf16 scores would tie
             scores_BT = F.linear(x_BTD, self.weight).squeeze(-1)
-        k = capacity_tokens(self.capacity, x_BTD.shape[1])
+        k = capacity_tokens(self.capacity if capacity is None else capacity, x_BTD.shape[1])
         picked_BT = scores_BT.detach()
         if self.noise and self.training:
             spread_B1 = picked_BT.std(1, keepdim=True, correction=0)
@@ -184,11 +187,11 @@ class Router(nn.Module):
         return losses
 
     @torch.no_grad()
-    def observe(self, causal_BT: Tensor) -> None:
+    def observe(self, causal_BT: Tensor, capacity: float | None = None) -> None:
         """Moves the threshold towards the value that B·⌈cT⌉ of these exceed; the first is taken whole. Where that is
-        all of them it is below whatever may come."""
+        all of them it is below whatever may come. c is `capacity`, by default the router's own."""
         B, T = causal_BT.shape
-        passing = B * capacity_tokens(self.capacity, T)
+        passing = B * capacity_tokens(self.capacity if capacity is None else capacity, T)
         if passing == B * T:
             quantile = torch.full_like(self.threshold, BELOW_ALL)
         else:
@@ -223,9 +226,11 @@ class RoutedBlock(Block):
         super().__init__(d_model, n_heads, hidden, out_scale, **options)
         self.router = router
 
-    def forward(self, x_BTD: Tensor, window: Window, routing: Routing) -> tuple[Tensor, Routed]:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, x_BTD: Tensor, window: Window, routing: Routing, capacity: float | None = None
+    ) -> tuple[Tensor, Routed]:
         """(B, T, D) to (B, T, D), and what was routed."""
-        routed = self.router(x_BTD, routing, window.real_BT)
+        routed = self.router(x_BTD, routing, window.real_BT, capacity)
         x_BKD = take(x_BTD, routed.places_BK)
         delta_BKD = super().forward(x_BKD, window.at(routed.places_BK, routed.real_BK)) - x_BKD
         return routed.add(x_BTD, delta_BKD), routed

@@ -59,12 +59,12 @@ class Own(nn.Module):
     @overload
     def forward(
         self, tokens_BT: Tensor, targets_BT: None = None, routing: Routing | None = None, *,
-        passes: int | None = None, segments: int = 1,
+        passes: int | None = None, capacity: float | None = None, segments: int = 1,
     ) -> Tensor: ...  # fmt: skip
     @overload
     def forward(
         self, tokens_BT: Tensor, targets_BT: Tensor, routing: Routing | None = None, *,
-        passes: int | None = None, segments: int = 1,
+        passes: int | None = None, capacity: float | None = None, segments: int = 1,
     ) -> Output: ...  # fmt: skip
     def forward(
         self,
@@ -73,6 +73,7 @@ class Own(nn.Module):
         routing: Routing | None = None,
         *,
         passes: int | None = None,
+        capacity: float | None = None,
         segments: int = 1,
     ) -> Tensor | Output:
         """Logits (B, T, V), or with targets the `Output`: the mean cross-entropy in nats, at least in fp32.

@@ -15,10 +15,10 @@ from torch import nn
 from lahr.config import TrialConfig
 from lahr.errors import check
 from lahr.model import LAHR, Own
-from lahr.model.flops import training_flops_per_token
 from lahr.model.layers import Block
 from lahr.model.memory import EarlierSegments, Memory
 from lahr.model.mixture_of_depths import RoutedBlock
+from lahr.training.plan import planned_flops
 
 Asked = Literal["auto", "on", "off"]
 WORTH = 1e14
@@ -31,7 +31,7 @@ _VARIANTS = 64
 
 def decide(asked: Asked, config: TrialConfig, device: str) -> tuple[Literal["on", "off"], str]:
     """Whether a trial is compiled, and why not if that has to be said. `ConfigError` if it was asked for in vain."""
-    flops = training_flops_per_token(config.model, segments=config.data.segments) * config.train.tokens
+    flops = planned_flops(config)
     if asked == "off" or (asked == "auto" and (device == "cuda" or flops < WORTH)):
         return "off", ""
     if device == "cuda" and not torch.cuda.is_available():
@@ -60,27 +60,27 @@ def _tried(x: torch.Tensor) -> torch.Tensor:
     return x.sin() + 1
 
 
-def compile_parts(model: LAHR | Own) -> None:
+def compile_parts(model: LAHR | Own, capacity_varies: bool = False) -> None:
     """Has the parts of `model` compiled when they are first called. In place, and no parameter changes its name."""
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = _VARIANTS
     torch._dynamo.config.optimize_ddp = False  # it would split a part where DDP's buckets end; parts are smaller
-    for part in [model.inner] if isinstance(model, Own) else _parts(model):
+    for part in [model.inner] if isinstance(model, Own) else _parts(model, capacity_varies):
         # The method, not the module: hooks of DDP and FSDP stay outside.
         part.forward = torch.compile(part.forward, dynamic=False)  # type: ignore[method-assign, assignment]
 
 
-def _parts(model: LAHR) -> list[nn.Module]:
-    varying = _varying(model)
+def _parts(model: LAHR, capacity_varies: bool) -> list[nn.Module]:
+    varying = _varying(model, capacity_varies)
     return [part for part in model.modules() if isinstance(part, Block | Memory) and part not in varying]
 
 
-def _varying(model: LAHR) -> set[nn.Module]:
+def _varying(model: LAHR, capacity_varies: bool) -> set[nn.Module]:
     """Parts that are given another number of tokens in every step, or that keep what they compute."""
     c, parts = model.config, set[nn.Module]()
     by_threshold = c.mod_router == "threshold"
-    if by_threshold:
+    if by_threshold or capacity_varies:
         parts |= {block for block in model.blocks if isinstance(block, RoutedBlock)}
     if model.latent is not None and (c.latent_halting == "act" or (by_threshold and c.latent_capacity < 1)):
         parts |= set(model.latent.core)

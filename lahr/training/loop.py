@@ -9,6 +9,7 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ from lahr.training.optimizer import (
     optimizer_tensors,
     set_learning_rate,
 )
-from lahr.training.plan import milestones, random_seed, sampled_passes
+from lahr.training.plan import capacity, milestones, random_seed, sampled_passes
 from lahr.training.progress import Progress
 from lahr.training.runtime import Runtime, peak_memory_mib, prepare_process, require, reset_peak_memory
 from lahr.training.watch import Watch
@@ -108,7 +109,7 @@ class _Run:
         dtype = torch.float64 if config.precision == "fp64" else torch.float32
         self.model = build_model(config.model, config.drawn_seed).to(dtype)
         if runtime.compile == "on":
-            compile_parts(self.model)
+            compile_parts(self.model, config.train.capacity_warmup > 0)
         self.parallel = parallel.spread(self.model, self.device, runtime.sharding)
         self.optimizer = build_optimizer(self.model, config.train)
         self.average = Average(self.model, config.train.ema) if config.train.ema else None
@@ -267,10 +268,14 @@ class _Run:
         if self.world > 1:
             dist.all_reduce(passes)
         # Rounded, since a mean over parts and ranks of a whole number may miss it by a bit.
-        mean = (round(p, 9) for p in (passes / self.world).tolist())
-        segments = self.config.data.segments
-        each = (training_flops_per_token(self.config.model, passes=p, segments=segments) for p in mean)
-        return self.config.tokens_per_step * sum(each)
+        mean = [round(p, 9) for p in (passes / self.world).tolist()]
+        segments, first = self.config.data.segments, self.step - len(mean)
+        each = 0.0
+        for step, p in enumerate(mean, first):
+            c = capacity(self.config, step)
+            model = self.config.model if c is None else replace(self.config.model, mod_capacity=c)
+            each += training_flops_per_token(model, passes=p, segments=segments)
+        return self.config.tokens_per_step * each
 
     def _decayed(self, horizon: int, flops: float) -> dict[str, float]:
         """What a run of `horizon` steps would reach: decays from here to there, is evaluated, and comes back.
@@ -303,7 +308,8 @@ class _Run:
         self.pairing = hashlib.sha256(self.pairing.encode() + ids.tobytes()).hexdigest()[:16]
         set_learning_rate(self.optimizer, self._rate(self.step))
         torch.manual_seed(random_seed(self.config, self.step, self.rank))
-        loss, passes, causal_scores = self._gradient(sampled_passes(self.config, self.step))
+        falling = capacity(self.config, self.step)
+        loss, passes, causal_scores = self._gradient(sampled_passes(self.config, self.step), falling)
         grad_norm = parallel.whole(
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
         )
@@ -311,14 +317,14 @@ class _Run:
         self.optimizer.zero_grad()
         if causal_scores:
             assert isinstance(self.model, LAHR)
-            self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)))
+            self.model.observe(self._from_all_ranks(torch.cat(causal_scores, dim=1)), falling)
         self.passes.append(passes)
         self.step += 1
         if self.average:
             self.average.update(self.model, self.step)
         return loss, grad_norm
 
-    def _gradient(self, of_passes: int | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def _gradient(self, of_passes: int | None, of_capacity: float | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Forward and backward passes over this rank's share of the step's batch.
 
         Its mean loss, the passes that a token ran on average, and the routers' scores, (routers, B, T) each.
@@ -336,6 +342,7 @@ class _Run:
                     part_inputs_BT.to(self.device),
                     part_targets_BT.to(self.device),
                     passes=of_passes,
+                    capacity=of_capacity,
                     segments=self.config.data.segments,
                 )
             # Of equal parts the mean of means is the mean; of parts that predict less or more it is so with weights.

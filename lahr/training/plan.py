@@ -1,9 +1,10 @@
 """What a trial does at which step, and what it draws there: worked out from its configuration, before it begins."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from lahr.config import TrialConfig
+from lahr.model.flops import training_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,22 @@ def sampled_passes(config: TrialConfig, step: int) -> int | None:
     if most < 1 or config.model.latent_mode != "sampled" or config.model.build:
         return None
     return 1 + _drawn(config, "passes", step) % most
+
+
+def capacity(config: TrialConfig, step: int) -> float | None:
+    """Capacity of the routed blocks in step `step` (from 0) where it is not the model's own: in a line from 1 to that
+    in `train.capacity_warmup` of the steps."""
+    c, falling = config.model.mod_capacity, config.train.capacity_warmup * config.steps
+    return c + (1 - c) * (1 - step / falling) if c < 1 and step < falling and not config.model.build else None
+
+
+def planned_flops(config: TrialConfig) -> float:
+    """Training FLOPs of the whole trial, by the closed form, every token running all passes."""
+    model, segments = config.model, config.data.segments
+    capacities = [c for step in range(config.steps) if (c := capacity(config, step)) is not None]
+    tokens = (config.steps - len(capacities)) * training_flops_per_token(model, segments=segments)
+    tokens += sum(training_flops_per_token(replace(model, mod_capacity=c), segments=segments) for c in capacities)
+    return tokens * config.tokens_per_step
 
 
 def random_seed(config: TrialConfig, step: int, rank: int) -> int:

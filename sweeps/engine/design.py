@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 from lahr.config import TrialConfig
 from lahr.errors import check, nearest
-from lahr.model.flops import fields_read, parameter_counts, training_flops_per_token
+from lahr.model.flops import fields_read, parameter_counts
 from lahr.plain import canonical_json, changed, from_dict
+from lahr.training.plan import planned_flops
 from sweeps.analysis.contrasts import Contrasts, crossed, grid
 from sweeps.engine.factors import Extra, Factor, Level, checked, levels_of
 
@@ -197,8 +198,7 @@ class Design:
     def _of_cell(self, cell: Cell) -> Callable[[int], Trial]:
         """The cell's trial at a seed."""
         of_cell = self._configured(cell)
-        tokens = of_cell.steps * of_cell.tokens_per_step
-        flops = training_flops_per_token(of_cell.model, segments=of_cell.data.segments) * tokens
+        flops = planned_flops(of_cell)
 
         def trial(seed: int) -> Trial:
             config = replace(of_cell, seed=seed)

@@ -228,7 +228,9 @@ def prepared(options: StudyOptions, console: Console) -> TokenData:
         task = bar.add_task("data", total=1.0)
 
         def progress(what: str, fraction: float) -> None:
-            bar.update(task, description=what, completed=fraction)
+            if what != bar.tasks[task].description:  # what comes next takes its own time
+                bar.reset(task, total=1.0, description=what)
+            bar.update(task, completed=fraction)
 
         return prepare(
             options.data,

@@ -25,15 +25,23 @@ def _data(probe: str, train_tokens: int, validation_blocks: int, segments: int =
     )
 
 
-def _train(tokens: int, batch_size: int, lr: float = 3e-3) -> TrainConfig:
-    return TrainConfig(tokens=tokens, batch_size=batch_size, lr=lr, evaluations=10, checkpoints=1, log_points=20)
+def _train(tokens: int, batch_size: int, lr: float = 3e-3, capacity_warmup: float = 0.0) -> TrainConfig:
+    return TrainConfig(
+        tokens=tokens,
+        batch_size=batch_size,
+        lr=lr,
+        capacity_warmup=capacity_warmup,
+        evaluations=10,
+        checkpoints=1,
+        log_points=20,
+    )
 
 
 PROBES = {
     "facts": (
-        _model(256, 256),
-        _data("facts,facts=16384", 4_000_000, 64),
-        _train(4_000_000, 8),
+        _model(320, 256, d_model=32, memory_key_dim=32),
+        _data("facts,facts=16384", 8_000_000, 64),
+        _train(8_000_000, 8),
         {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 4096},
     ),
     "segments": (
@@ -61,10 +69,11 @@ PROBES = {
         {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
     ),
     "selective": (
-        _model(64, 128, n_layers=3),
-        _data("selective", 2_000_000, 128),
-        _train(2_000_000, 16),
-        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+        _model(80, 128),
+        _data("selective,asked=itself", 2_000_000, 128),
+        # Without the warm-up learned routers choose none of the signals (docs/probes.md).
+        _train(2_000_000, 16, capacity_warmup=0.5),
+        {"mod_capacity": 0.1875, "latent_iterations": 4, "memory_slots": 256},
     ),
     "prosqa": (
         # Its words' first is `<thought>`, after the end-of-text token.

@@ -23,6 +23,7 @@ SWEEPS_MAY = {
     "lahr.version",
     "lahr.distributed",
     "lahr.training.compilation",
+    "lahr.training.plan",
     "lahr.files",
     "lahr.machine",
     "lahr.patience",

@@ -245,7 +245,7 @@ class _Run:
         """Compiles what is to be compiled, so that no step that is timed does: a step whose gradient is thrown away, of
         the most passes that one can draw, since those before the last eight run in another way."""
         sampled = sampled_passes(self.config, 0) is not None
-        self._gradient(2 * self.config.model.latent_iterations - 1 if sampled else None)
+        self._gradient(2 * self.config.model.latent_iterations - 1 if sampled else None, None)
         self.optimizer.zero_grad()
         self.watch.alive()
 
@@ -324,7 +324,9 @@ class _Run:
             self.average.update(self.model, self.step)
         return loss, grad_norm
 
-    def _gradient(self, of_passes: int | None, of_capacity: float | None) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    def _gradient(
+        self, of_passes: int | None, of_capacity: float | None
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
         """Forward and backward passes over this rank's share of the step's batch.
 
         Its mean loss, the passes that a token ran on average, and the routers' scores, (routers, B, T) each.

@@ -1,17 +1,20 @@
 """`segments`: pairs given in an earlier segment, for what a memory of earlier segments adds.
 
-A document is S segments of T tokens. In a segment, pairs `<k17><v3>` are given that later segments ask for, and pairs
-of earlier segments are asked for: the key again, then its value, which is the answer, a plain one. Between them
-stands noise. A pair is given once and asked once; how many segments back it was given is the answer's group. Segment s
-is asked `each` times by every later one. Of itself it asks `own` pairs (`0-back`), which attention inside the segment
-finds: a memory's keys carry no gradient (Wu et al. 2022), so it is from those that the model learns to look up, and
-without them no memory is ever learnt to be used. The places of pairs among the noise are drawn.
+A document is S segments of T tokens. A pair is one word, `<k17v3>`; asked for is its key, `<k17>`, tagged with the
+value, `<v3>`. Pairs are given that later segments ask for, and between them stands noise. A pair is given once and asked
+once; how many segments back it was given is the answer's group. Segment s is asked `each` times by every later one. Of
+itself it asks `own` pairs (`0-back`), which attention inside the segment finds: a memory's keys carry no gradient (Wu et
+al. 2022), so it is from those that the model learns to look up, and without them no memory is learnt to be used. The
+places of pairs and keys among the noise are drawn.
 
-A row's inputs are an end-of-text token and then the words: window 0 reads T - 1 words and every later one T. Pairs
-lie whole inside a window. With its own end-of-text token a document is S · T tokens.
+A pair is one word, since with two a model has to find out first that a value belongs to the key before it (an induction
+head, Olsson et al. 2022), which small models did not in 10 M tokens.
+
+A row's inputs are an end-of-text token and then the words: window 0 reads T - 1 words and every later one T. With its
+own end-of-text token a document is S · T tokens.
 
 Sources: Wu et al. 2022, "Memorizing Transformers"; associative recall as in Arora et al. 2023, "Zoology".
-Size: 4 windows of 64 (model.max_seq_len 64, data.segments 4) with 48 answers in 256 tokens.
+Size: 4 windows of 64 (model.max_seq_len 64, data.segments 4) with 56 answers in 256 tokens.
 Chance: 1 in `values`; beyond `0-back` it is all that a model without a memory reaches. Ceiling: 1.
 Held out: documents. Keys get new values in each, so that nothing of one helps in another.
 """
@@ -27,6 +30,8 @@ from lahr.errors import check
 
 NOISE = 32
 """Different noise words."""
+MOST_PAIRS = 1 << 14
+"""Words for pairs at most."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Segments(Probe):
     """Parameters of `segments`. A document is segments · window - 1 words."""
 
     name = "segments"
-    tagged = False
+    tagged = True
 
     segments: int = 4
     """Segments of a document: data.segments."""
@@ -42,26 +47,30 @@ class Segments(Probe):
     """Tokens in a segment: model.max_seq_len."""
     each: int = 4
     """Pairs that a segment asks of each earlier one."""
-    own: int = 6
+    own: int = 8
     """Pairs that a segment asks of itself."""
-    keys: int = 128
+    keys: int = 64
     """Words that can be a key; a document has as many different ones as pairs."""
-    values: int = 32
+    values: int = 8
     """Words that can be a value, each drawn equally often."""
 
     def check_ranges(self) -> None:
         self.check_range("segments", 2, 64)
         self.check_range("window", 3, 1 << 16)
-        self.check_range("each", 1, (self.window - 1) // 2)
-        self.check_range("keys", 2, 1 << 16)
+        self.check_range("each", 1, self.window - 1)
+        self.check_range("own", 0, self.window // 2)
+        self.check_range("keys", 2, 4096)
         self.check_range("values", 2, 4096)
-        self.check_range("own", 0, (self.window - 1) // 4)
         items = (self.segments - 1) * self.each + 2 * self.own
         check(
-            items <= (self.window - 1) // 2,
-            f"segments: each is {self.each} and own {self.own}, which makes {items} pairs in a segment, and its "
-            f"{self.window} tokens hold {(self.window - 1) // 2}; lower one of them, or give a longer window or fewer "
-            "segments",
+            items < self.window,
+            f"segments: each is {self.each} and own {self.own}, which makes {items} words in a segment, and it has "
+            f"room for {self.window - 1}; lower one of them, or give a longer window or fewer segments",
+        )
+        check(
+            self.keys * self.values <= MOST_PAIRS,
+            f"segments: keys is {self.keys} and values {self.values}, and every pair is a word; give at most "
+            f"{MOST_PAIRS} pairs",
         )
         check(
             self.n_pairs <= self.keys,
@@ -76,7 +85,7 @@ class Segments(Probe):
 
     @property
     def bits(self) -> float:
-        return self.n_pairs * math.log2(self.values) + (self.n_words - 4 * self.n_pairs) * math.log2(NOISE)
+        return self.n_pairs * math.log2(self.values) + (self.n_words - 2 * self.n_pairs) * math.log2(NOISE)
 
     @property
     def n_words(self) -> int:
@@ -84,7 +93,8 @@ class Segments(Probe):
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        return numbered("k", self.keys) + numbered("v", self.values) + numbered("n", NOISE)
+        pairs = (f"<k{key}v{value}>" for key in range(self.keys) for value in range(self.values))
+        return (*numbered("k", self.keys), *pairs, *numbered("n", NOISE), *numbered("v", self.values))
 
     @cached_property
     def labels(self) -> tuple[Label, ...]:
@@ -104,31 +114,34 @@ class Segments(Probe):
 
     def draw(self, stream: Stream) -> list[int]:
         keys = _some(stream, self.keys, self.n_pairs)
-        values = [self.keys + value for value in stream.picks(self.values, self.n_pairs)]
-        noise = self.keys + self.values
+        values = stream.picks(self.values, self.n_pairs)
+        noise, given = self.keys * (1 + self.values), set[int]()
         ids: list[int] = []
         for segment, pairs in enumerate(self._pairs_of):
             room = self.window - (segment == 0)
-            n_noise = room - 2 * len(pairs)
             # Items in random order: the first len(pairs) numbers are pairs, the others noise.
-            items = [*pairs, *(-1 - i for i in stream.picks(NOISE, n_noise))]
+            items = [*pairs, *(-1 - i for i in stream.picks(NOISE, room - len(pairs)))]
             for item in _shuffled(stream, items):
                 if item < 0:
                     ids.append(noise - 1 - item)
+                elif item in given:
+                    ids.append(keys[item])
                 else:
-                    ids += (keys[item], values[item])
+                    given.add(item)
+                    ids.append(self.keys + keys[item] * self.values + values[item])
         return ids
 
     def solve(self, ids: list[int]) -> list[Solved]:
-        given: dict[int, int] = {}
+        given: dict[int, tuple[int, int]] = {}
         solved: list[Solved] = []
         for at, word in enumerate(ids):
+            segment = (at + 1) // self.window
             if word < self.keys:
-                segment = (at + 1) // self.window
-                if word in given:
-                    solved.append((at + 1, f"{segment - given[word]}-back", ""))
-                else:
-                    given[word] = segment
+                before, value = given[word]
+                solved.append((at, f"{segment - before}-back", f"<v{value}>"))
+            elif word < self.keys * (1 + self.values):
+                key, value = divmod(word - self.keys, self.values)
+                given[key] = segment, value
         return solved
 
 

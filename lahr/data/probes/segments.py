@@ -1,11 +1,11 @@
 """`segments`: pairs given in an earlier segment, for what a memory of earlier segments adds.
 
 A document is S segments of T tokens. A pair is one word, `<k17v3>`; asked for is its key, `<k17>`, tagged with the
-value, `<v3>`. Pairs are given that later segments ask for, and between them stands noise. A pair is given once and asked
-once; how many segments back it was given is the answer's group. Segment s is asked `each` times by every later one. Of
-itself it asks `own` pairs (`0-back`), which attention inside the segment finds: a memory's keys carry no gradient (Wu et
-al. 2022), so it is from those that the model learns to look up, and without them no memory is learnt to be used. The
-places of pairs and keys among the noise are drawn.
+value, `<v3>`. Pairs are given that later segments ask for, and between them stands noise. A pair is given once and
+asked once; how many segments back it was given is the answer's group. Segment s is asked `each` times by every later
+one. Of itself it asks `own` pairs (`0-back`), which attention inside the segment finds: a memory's keys carry no
+gradient (Wu et al. 2022), so it is from those that the model learns to look up, and without them no memory is learnt to
+be used. The places of pairs and keys among the noise are drawn.
 
 A pair is one word, since with two a model has to find out first that a value belongs to the key before it (an induction
 head, Olsson et al. 2022), which small models did not in 10 M tokens.

@@ -189,15 +189,17 @@ class Router(nn.Module):
     @torch.no_grad()
     def observe(self, causal_BT: Tensor, capacity: float | None = None) -> None:
         """Moves the threshold towards the value that B·⌈cT⌉ of these exceed; the first is taken whole. Where that is
-        all of them it is below whatever may come. c is `capacity`, by default the router's own."""
+        all of them it is below whatever may come, which has no part in a mean: the next is taken whole again. c is
+        `capacity`, by default the router's own."""
         B, T = causal_BT.shape
         passing = B * capacity_tokens(self.capacity if capacity is None else capacity, T)
         if passing == B * T:
-            quantile = torch.full_like(self.threshold, BELOW_ALL)
+            self.threshold.fill_(BELOW_ALL)
         else:
             quantile = causal_BT.flatten().kthvalue(B * T - passing).values.to(self.threshold.dtype)
-        moved = MOMENTUM * self.threshold + (1 - MOMENTUM) * quantile
-        self.threshold.copy_(torch.where(self.observations == 0, quantile, moved))
+            moved = MOMENTUM * self.threshold + (1 - MOMENTUM) * quantile
+            begins = (self.observations == 0) | (self.threshold <= BELOW_ALL)
+            self.threshold.copy_(torch.where(begins, quantile, moved))
         self.observations += 1
 
 

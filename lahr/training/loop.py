@@ -290,13 +290,14 @@ class _Run:
             self._step()
             self.watch.alive()
         loss = self._evaluate(False)["val_loss"]
+        own = self._executed_flops()  # of the steps up to here, so before the step goes back
         self.horizon = self.config.steps
         self.load(here)
         self.pairing = pairing
         return {
             "decayed_val_loss": loss if math.isfinite(loss) else math.nan,
             "decayed_tokens": float(horizon * self.config.tokens_per_step),
-            "decayed_flops": flops + self._executed_flops(),
+            "decayed_flops": flops + own,
         }
 
     def _rate(self, step: int) -> float:

@@ -67,12 +67,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(config, tiny_data
     """
     gradient = loop._Run._gradient
 
-    def drawing(
-        run, of_passes
-    ):  # nothing in these models draws in training; a dropout would, so every step does here
+    def drawing(run, *of):  # nothing in these models draws in training; a dropout would, so every step does here
         with torch.no_grad():
             next(run.model.parameters()).add_(1e-4 * torch.rand(()))
-        return gradient(run, of_passes)
+        return gradient(run, *of)
 
     monkeypatch.setattr(loop._Run, "_gradient", drawing)
     # Of a trial that has ended the weights alone are kept; here the moments count as well.

@@ -45,9 +45,9 @@ PROBES = {
         {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 4096},
     ),
     "segments": (
-        _model(256, 64, memory_kind="knn"),
-        _data("segments", 3_000_000, 512, segments=4),
-        _train(3_000_000, 32),
+        _model(640, 64, memory_kind="knn"),
+        _data("segments", 2_000_000, 512, segments=4),
+        _train(2_000_000, 32),
         {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 192},
     ),
     "swaps": (

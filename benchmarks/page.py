@@ -22,7 +22,7 @@ from lahr.training.runtime import has_bf16
 
 HERE = Path(__file__).parent
 PAGE = HERE.parent / "docs" / "benchmarks.md"
-SECTIONS = ("steps", "cells", "where", "same_loss", "loading", "growth", "peak", "decoding", "sweep")
+SECTIONS = ("steps", "cells", "where", "same_loss", "loading", "preparing", "growth", "peak", "decoding", "sweep")
 """In the order of the page."""
 OF_A_SHAPE = ("steps", "cells", "where")
 """Those that take a shape; those that a GPU has, too."""

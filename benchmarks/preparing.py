@@ -3,8 +3,8 @@
     python benchmarks/preparing.py                     100 M tokens of generated stories, written to a file first
     python benchmarks/preparing.py --tokens 5000000
 
-`python -m lahr prepare` is run three times on one file: to its end; killed at about half of its shards; and again to its
-end. The last one's shards are compared with the first's, hash by hash. Rates are tokens a second of processor time, all
+`python -m lahr prepare` is run three times on one file: to its end; killed at about half of its shards; and again to
+its end. The last one's shards are compared with the first's, hash by hash. Rates are tokens a second of processor time, all
 threads of the process added up.
 """
 

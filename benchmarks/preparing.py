@@ -4,8 +4,8 @@
     python benchmarks/preparing.py --tokens 5000000
 
 `python -m lahr prepare` is run three times on one file: to its end; killed at about half of its shards; and again to
-its end. The last one's shards are compared with the first's, hash by hash. Rates are tokens a second of processor time, all
-threads of the process added up.
+its end. The shards of the last are compared with those of the first, hash by hash. Rates are tokens a second of
+processor time, all threads of the process added up.
 """
 
 import json

@@ -88,7 +88,9 @@ def staged(n: int = 24) -> Corpus:
     def document(i: int, stage: int) -> Document:
         text = words[i % 20] + words[i // 20] + words[30 + stage]
         last = words[(i * 7) % 20]
-        return Document(text + last, answers=(Answer(len(text), len(text + last), "last"),), answers_only=i % 2 == 0)
+        return Document(
+            text + last, answers=(Answer(len(text), len(text + last), "last"),), answers_only=i % 2 == 0
+        )
 
     return replace(
         corpus(),

@@ -45,12 +45,12 @@ def test_the_stages_of_a_run():
     # A share that is no whole number of steps, and more stages than steps: never one that there is not.
     for share, steps, stages in itertools.product((0.1, 1 / 3, 0.77), (1, 2, 7, 30), (2, 3, 9)):
         of = [TrainConfig(tokens=1, batch_size=1, curriculum=share).stage(i, steps, stages) for i in range(steps)]
-        assert of == sorted(of) and 0 <= of[0] and of[-1] <= stages - 1
+        assert of == sorted(of) and of[0] >= 0 and of[-1] <= stages - 1
         assert sum(stage == stages - 1 for stage in of) >= int((1 - share) * steps)
         counts = Counter(of)
         early = [counts[stage] for stage in range(stages - 1)]
         assert max(early) - min(early) <= 1
-    with pytest.raises(ConfigError, match="curriculum is 1.0; it is a share of the steps, 0 \\(none\\) to below 1"):
+    with pytest.raises(ConfigError, match=r"curriculum is 1.0; it is a share of the steps, 0 \(none\) to below 1"):
         TrainConfig(tokens=1, batch_size=1, curriculum=1.0)
 
 
@@ -104,9 +104,7 @@ def test_a_resumed_curriculum_equals_an_uninterrupted_one_bit_for_bit(options, d
 def test_a_corpus_without_stages_refuses_a_curriculum(tiny, tiny_data):
     with pytest.raises(ConfigError) as raised:
         next(train(tiny(curriculum=0.5), tiny_data, Runtime()))
-    assert str(raised.value) == (
-        "train.curriculum is 0.5, and stories (made here) has no stages; leave it out"
-    )
+    assert str(raised.value) == ("train.curriculum is 0.5, and stories (made here) has no stages; leave it out")
 
 
 def test_too_few_tokens_for_all_stages_are_refused(cache, data):
@@ -120,5 +118,5 @@ def test_too_few_tokens_for_all_stages_are_refused(cache, data):
 
 
 def test_stages_as_a_stream_are_refused(cache):
-    with pytest.raises(ConfigError, match="has 3 stages, whose rows must be documents; give --data.packing doc"):
+    with pytest.raises(ConfigError, match=r"has 3 stages, whose rows must be documents; give --data.packing doc"):
         labelled.prepared_stages(replace(ASKED, packing="stream"), 64, BLOCK, cache, N)

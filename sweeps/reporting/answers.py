@@ -32,7 +32,8 @@ def section(
     `labels` are those of the corpus (name, chance, ceiling), `trials` the sweep's table, `curves` its records by trial.
     """
     finished = trials[trials["status"] != "diverged"] if "status" in trials else trials
-    seen = [name.removeprefix(_METRIC) for name in finished.columns if name.startswith(_METRIC)]
+    columns = [name for name in finished.columns if name.startswith(_METRIC)]
+    seen = [name.removeprefix(_METRIC) for name in columns if finished[name].notna().any()]
     if not seen:
         return "", {}
     names = [name for name in _names(labels) if name in seen]

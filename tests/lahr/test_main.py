@@ -117,7 +117,7 @@ def test_a_run_that_diverges_says_so_and_has_status_1(tmp_path, cache):
     [
         (
             ["exprot"],
-            "unknown command 'exprot' (did you mean 'export'?); it must be one of train, generate, export",
+            "unknown command 'exprot' (did you mean 'export'?); it must be one of train, prepare, generate, export",
         ),
         (["export"], "PLACE is missing: A trial's or a run's folder"),
         (["export", "nowhere", "there"], "there is nothing at"),

@@ -121,6 +121,8 @@ def make_info(trials: pd.DataFrame, **changes) -> dict:
         "smallest_effect": None,
         "declared_beforehand": True,
         "floor": 2.05,
+        "labels": [],
+        "corpus": "stories (made here)",
         "environment": {"commit": "abc1234", "torch": "2.13.0", "machine": "2 × CPU", "seconds": 713.0},
         "rerun": "python sweeps/factorial.py --preset quick",
     }

@@ -76,3 +76,38 @@ def words_only(n: int = 300) -> Corpus:
         only_words=True,
         tagged=False,
     )
+
+
+STAGES = 3
+
+
+def staged(n: int = 24) -> Corpus:
+    """The same questions in `STAGES` stages; each stage says its number before the answer."""
+    words = tuple(f"<w{i}>" for i in range(40))
+
+    def document(i: int, stage: int) -> Document:
+        text = words[i % 20] + words[i // 20] + words[30 + stage]
+        last = words[(i * 7) % 20]
+        return Document(
+            text + last, answers=(Answer(len(text), len(text + last), "last"),), answers_only=i % 2 == 0
+        )
+
+    return replace(
+        corpus(),
+        identity=f"staged {n}",
+        train=lambda: (document(i, stage) for stage in range(STAGES) for i in range(n)),
+        validation=lambda: (document(i, STAGES - 1) for i in itertools.count(n)),
+        labels=(Label("last"),),
+        words=words,
+        only_words=True,
+        tagged=False,
+        stages=STAGES,
+    )
+
+
+def prepared_stages(config: DataConfig, vocab_size: int, block: int, cache: Path, n: int = 24) -> TokenData:
+    """Those questions as tokens."""
+    with pytest.MonkeyPatch.context() as patched:
+        use(patched, staged(n))
+        patched.setattr(preparation, "LEAST_VALIDATION_TOKENS", 1 << 10)
+        return prepare(config, vocab_size, block, cache)

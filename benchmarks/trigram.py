@@ -65,11 +65,12 @@ class Trigram:
         p = self.two.mix(v, w, self.vocab_size, p)
         return np.where(u < 0, p, self.three.mix(np.maximum(u, 0) * self.vocab_size + v, w, self.vocab_size, p))
 
-    def loss(self, windows: np.ndarray) -> float:
-        """Mean −ln P over every token but the first of each row."""
+    def loss(self, windows: np.ndarray, where: np.ndarray | None = None) -> float:
+        """Mean −ln P over every token but the first of each row, or over those of them that `where` marks."""
         rows = windows.astype(np.int64)
         before = np.concatenate([np.full((len(rows), 1), -1), rows[:, :-2]], axis=1)
-        return float(-np.log(self.probability(before, rows[:, :-1], rows[:, 1:])).mean())
+        losses = -np.log(self.probability(before, rows[:, :-1], rows[:, 1:]))
+        return float((losses if where is None else losses[where]).mean())
 
 
 def _discounts(counts: np.ndarray) -> np.ndarray:
@@ -90,17 +91,28 @@ def _find(ascending: np.ndarray, wanted: np.ndarray) -> tuple[np.ndarray, np.nda
 CACHE = Path(os.environ.get("LAHR_CACHE", "~/.cache/lahr"))
 
 
-def main(preset: str = "quick", data: str | None = None, tokens: int | None = None, cache: Path = CACHE) -> None:
+def main(
+    preset: str = "quick",
+    data: str | None = None,
+    tokens: int | None = None,
+    prepared_tokens: int | None = None,
+    validation_blocks: int | None = None,
+    cache: Path = CACHE,
+) -> None:
     """Prints what a trigram reaches on the data of a preset.
 
     Args:
         preset: Whose data, vocabulary and number of training tokens to take.
         data: Another corpus than the preset's.
         tokens: Another number of training tokens.
+        prepared_tokens: Another number of tokens that are prepared (`data.train_tokens`).
+        validation_blocks: Another number of validation windows.
         cache: Where prepared data lies.
     """
     chosen = find_preset(preset)
     config = chosen.data if data is None else replace(chosen.data, corpus=data)
+    config = replace(config, train_tokens=prepared_tokens) if prepared_tokens else config
+    config = replace(config, validation_blocks=validation_blocks) if validation_blocks else config
     block, batch = chosen.model.max_seq_len, chosen.train.batch_size
     prepared = prepare(config, chosen.model.vocab_size, block, cache)
     steps = (tokens or chosen.train.tokens) // (batch * block)
@@ -108,7 +120,8 @@ def main(preset: str = "quick", data: str | None = None, tokens: int | None = No
     started = time.perf_counter()
     read = np.concatenate([windows(*batches.batch(step)) for step in range(steps)])
     model = Trigram(read, prepared.vocab_size)
-    loss = model.loss(windows(*prepared.windows[:2]))
+    read_at_evaluation = windows(*prepared.windows[:2])
+    loss = model.loss(read_at_evaluation)
     floor = prepared.floor_nats_per_token()
     bits = 1 / math.log(2) / prepared.bytes_per_token
     print(
@@ -117,7 +130,10 @@ def main(preset: str = "quick", data: str | None = None, tokens: int | None = No
     )
     print(f"Kneser-Ney trigram  {loss:.4f} nats a token  {loss * bits:.4f} bits a byte")
     if floor is not None:
-        print(f"least possible      {floor:.4f} nats a token  {floor * bits:.4f} bits a byte")
+        whole = model.loss(read_at_evaluation, prepared.windows.whole_NT.numpy())
+        print(
+            f"of documents that lie whole in a window: trigram {whole:.4f}, least possible {floor:.4f} nats a token"
+        )
 
 
 def windows(inputs_BT, targets_BT) -> np.ndarray:  # type: ignore[no-untyped-def]

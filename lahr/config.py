@@ -22,8 +22,9 @@ class DataConfig:
     """Which text, and how it becomes tokens."""
 
     corpus: str = "stories"
-    """Also just `--data`: `stories` (made here), `tinystories`, a dataset on the Hub by name, or a file or folder of
-    parquet, JSONL or text."""
+    """Also just `--data`: `stories` (made here), `tinystories`, a dataset on the Hub by name (`owner/name`,
+    `owner/name:configuration`), a file or folder of parquet, JSONL or text, `probe:` and a probe's name, `prosqa`, or
+    several with their shares of bytes: `0.7 stories + 0.3 books.txt`."""
     text_column: str = "text"
     """Column of a parquet, JSONL or Hub dataset that holds the text."""
     tokenizer: str = "bpe"

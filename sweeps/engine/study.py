@@ -351,7 +351,7 @@ def report_info(results: Results, design: Design, options: StudyOptions) -> dict
         "tuned": header.get("tuned"),
         **_smallest_effect(header.get("smallest_effect"), options.smallest_effect),
         "floor": header["data"]["floor"],
-        "labels": header["data"]["labels"],
+        "labels": header["data"].get("labels", []),
         "corpus": header["data"]["corpus"],
         "environment": {
             **_differing(header["starts"]),

@@ -60,10 +60,7 @@ def prepare(
     """
     report = progress or (lambda what, share: None)
     corpus = find_corpus(config)
-    # Rows of segments leave out the rests of documents, six tenths of the generated stories at worst, and rows that
-    # are documents those of long ones, so four times the tokens are kept for them.
-    spare = 1 if config.segments == 1 and config.packing == "stream" else 4
-    validation_tokens = _validation_tokens(spare * config.validation_blocks * block + 1)
+    validation_tokens = _validation_tokens(_spare(config) * config.validation_blocks * block + 1)
     key = _key(config, corpus, vocab_size, validation_tokens)
     slug = re.sub(r"\W+", "-", Path(config.corpus.strip()).name).strip("-").lower()[:40]
     folder = Path(cache).expanduser().resolve() / f"{slug or 'corpus'}-{key[:16]}"
@@ -73,6 +70,12 @@ def prepare(
             if not is_whole(folder) and not elsewhere(folder):
                 _prepare_into(folder, corpus, config, vocab_size, validation_tokens, report)
     return opened(folder, config, block, corpus.description)
+
+
+def _spare(config: DataConfig) -> int:
+    """How many times the tokens that are read have to be there: rows that are documents leave out the ends of long ones,
+    and rows of segments the rests of all, 73 % of the generated stories in rows of 512 and 94 % in rows of 768."""
+    return 4 if config.packing == "documents" else 16 if config.segments > 1 else 1
 
 
 def _validation_tokens(needed: int) -> int:

@@ -73,8 +73,9 @@ def prepare(
 
 
 def _spare(config: DataConfig) -> int:
-    """How many times the tokens that are read have to be there: rows that are documents leave out the ends of long ones,
-    and rows of segments the rests of all, 73 % of the generated stories in rows of 512 and 94 % in rows of 768."""
+    """How many times the tokens that are read have to be there: rows that are documents leave out the ends of long
+    ones, and rows of segments the rests of all, 73 % of the generated stories in rows of 512 and 94 % in rows of 768.
+    """
     return 4 if config.packing == "documents" else 16 if config.segments > 1 else 1
 
 

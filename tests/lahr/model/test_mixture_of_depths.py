@@ -333,3 +333,69 @@ def test_two_expert_losses_are_the_same_however_a_batch_is_split(awake, tokens_B
     whole = model(tokens_BT, targets_BT).loss
     parts = [model(tokens_BT[b : b + 1], targets_BT[b : b + 1]).loss for b in range(5)]
     assert float(whole) == pytest.approx(float(sum(parts)) / 5, abs=1e-12)
+
+
+def noisy(noise: float, kind="top_k", gate="sigmoid") -> Router:
+    """A router that has the same weights whatever its noise."""
+    torch.manual_seed(3)
+    router = Router(D, 0.25, kind, gate, False, False, noise).double()
+    with torch.no_grad():
+        for p in router.parameters():
+            p.copy_(torch.randn_like(p))
+    return router
+
+
+@pytest.mark.parametrize("gate", ["sigmoid", "raw"])
+def test_noise_decides_who_passes_in_training_and_nothing_else(gate):
+    """Gates, scores and their losses have none, and the predictor learns what was picked. Caught: a gate of the noisy
+    score; noise in evaluation; noise in units of nats."""
+    router, plain = noisy(1.0, gate=gate), noisy(0.0, gate=gate)
+    x_BTD = torch.randn(8, 40, D, dtype=torch.float64)
+    expected = plain(x_BTD, "topk")
+    picked = [router(x_BTD, "topk") for _ in range(4)]
+    assert len({tuple(routed.selected_BT.flatten().tolist()) for routed in picked}) == 4
+    for routed in picked:
+        assert (routed.selected_BT.sum(1) == 10).all() and torch.equal(routed.selected_BT, routed.top_k_BT)
+        assert not torch.equal(routed.selected_BT, expected.selected_BT)
+        assert torch.equal(routed.scores_BT, expected.scores_BT)
+        gates = expected.scores_BT.sigmoid() if gate == "sigmoid" else expected.scores_BT
+        assert torch.equal(routed.gate_BK, gates.gather(1, routed.places_BK))
+        target = routed.selected_BT.double()
+        loss = F.binary_cross_entropy_with_logits(routed.causal_BT, target)
+        assert torch.allclose(routed.losses["predictor"], loss, rtol=1e-12)
+    for routing in ("topk", "causal"):
+        ours, theirs = router.eval()(x_BTD, routing), plain.eval()(x_BTD, routing)
+        assert torch.equal(ours.selected_BT, theirs.selected_BT) and torch.equal(ours.gate_BK, theirs.gate_BK)
+    # In units of the scores' own spread: the size of the scores does not change how many are picked otherwise.
+    with torch.no_grad():
+        router.train().weight.mul_(1000)
+    torch.manual_seed(5)
+    large = router(x_BTD, "topk").selected_BT
+    with torch.no_grad():
+        router.weight.div_(1000)
+    torch.manual_seed(5)
+    assert (router(x_BTD, "topk").selected_BT != large).sum() <= 4  # rounding may swap two
+
+
+def test_little_noise_swaps_only_neighbours_and_much_picks_at_random():
+    x_BTD = torch.randn(50, 40, D, dtype=torch.float64)
+    expected = noisy(0.0)(x_BTD, "topk").selected_BT
+    shared = {noise: (noisy(noise)(x_BTD, "topk").selected_BT & expected).sum() / 500 for noise in (0.01, 0.5, 1e6)}
+    assert shared[0.01] > 0.97 > shared[0.5] > 0.5
+    assert abs(shared[1e6] - 0.25) < 0.06
+
+
+def test_no_noise_draws_nothing():
+    """To the bit what there was without the option, and no random number is taken for it."""
+    state = torch.get_rng_state()
+    router = noisy(0.0)
+    x_BTD = torch.randn(3, 12, D, dtype=torch.float64)
+    torch.set_rng_state(state)
+    routed = router(x_BTD, "topk")
+    assert torch.equal(torch.get_rng_state(), state)
+    scores_BT = F.linear(x_BTD, router.weight).squeeze(-1)
+    assert torch.equal(routed.places_BK, top_k_places(scores_BT, 3))
+    router = noisy(1.0).eval()
+    torch.set_rng_state(state)
+    router(x_BTD, "topk")
+    assert torch.equal(torch.get_rng_state(), state)

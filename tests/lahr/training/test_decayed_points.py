@@ -193,3 +193,14 @@ def test_every_start_is_a_milestone_and_no_end_is_a_point(tiny, tiny_data):
     assert [r.step for r in records] == [*config.branches, 24]
     assert len(decayed(records)) == 5
     assert not any(name.startswith("decayed_") for name in records[-1].metrics)
+
+
+def test_a_branch_longer_than_what_is_behind_it_is_counted(tiny, tiny_data):
+    """Seen to fail: the steps of the branch were counted back from where it left, to before the run began, which a
+    routed model has no capacity for."""
+    config = tiny("mod", schedule="wsd", warmup=0.1, decay=0.8, decayed_points=1)
+    ((start, horizon),) = config.branches.items()
+    assert horizon > 2 * start
+    (figures,) = decayed(list(train(config, tiny_data, Runtime()))).values()
+    each = config.tokens_per_step * training_flops_per_token(config.model)
+    assert figures["decayed_flops"] == pytest.approx(horizon * each, rel=1e-12)

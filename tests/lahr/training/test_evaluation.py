@@ -136,6 +136,58 @@ def test_one_answer_cut_at_the_end_of_its_row_does_not_go_on_in_the_next(model):
     assert found["answer_loss/alone"] == pytest.approx(float(each[30:].mean().detach()), rel=1e-12)
 
 
+@torch.no_grad()
+def passed(model, windows: Windows) -> list[list[bool]]:
+    """Of each router, token by token, whether it passed under causal routing."""
+    seen = []
+    hooks = [
+        router.register_forward_hook(lambda _, __, routed: seen.append(routed.selected_BT.flatten().tolist()))
+        for _, router in model.routers
+    ]
+    model.eval()(windows.inputs_NT, windows.targets_NT)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+@pytest.mark.parametrize("micro_batch", [9, 4])
+@pytest.mark.parametrize("latent", [{}, {"latent_iterations": 2, "latent_capacity": 0.4}])
+def test_the_selected_share_is_that_of_the_tokens_that_answers_are_predicted_from(latent, micro_batch, tiny):
+    """Token by token, over all routers. Caught: the first tokens of answers alone; the share of text without a label;
+    those that top-k routing lets through; a kind's share as the mean over its groups'."""
+    config = replace(tiny("mod").model, n_layers=4, **latent)
+    model = LAHR(config, seed=0).double()
+    windows = windows_of(1)
+    with torch.no_grad():
+        for _, router in model.routers:
+            router.weight.mul_(30)
+            router.predictor.hidden.weight.mul_(30)
+            router.predictor.out.weight.normal_(0, 1, generator=torch.Generator().manual_seed(1))
+            router.threshold.fill_(0.5)
+    by_router = passed(model, windows)
+    assert len(by_router) == (3 if latent else 2)
+    labels, shares = windows.labels_NT.flatten().tolist(), defaultdict(list)
+    for place, label in enumerate(labels):
+        if 0 < label % FIRST < UNCOUNTED:
+            name = LABELS[label % FIRST - 1].name
+            share = sum(router[place] for router in by_router) / len(by_router)
+            for group in {"", f"/{name.split('/')[0]}", f"/{name}"}:
+                shares[group].append(share)
+    expected = {f"selected{group}": mean(of) for group, of in shares.items()}
+    found = evaluate(
+        model, windows, micro_batch=micro_batch, autocast=PLAIN, bytes_per_token=2.0, with_topk=True, labels=LABELS
+    )
+    assert {name: found[name] for name in found if name.startswith("selected")} == pytest.approx(expected, rel=1e-6)
+    assert len({round(share, 4) for share in expected.values()}) > 3 and 0.1 < expected["selected"] < 0.9
+
+
+def test_without_routers_nothing_is_selected(model):
+    found = evaluate(
+        model, windows_of(1), micro_batch=9, autocast=PLAIN, bytes_per_token=2.0, with_topk=True, labels=LABELS
+    )
+    assert not [name for name in found if name.startswith("selected")]
+
+
 QUESTIONS = replace(TINY.data, packing="documents", train_tokens=4_000, validation_blocks=9)
 
 

@@ -23,6 +23,12 @@ from tests.lahr.data import labelled
 
 ROWS = replace(TINY.data, segments=2)
 QUESTIONS = replace(TINY.data, packing="documents", train_tokens=4_000, validation_blocks=9)
+STAGED = replace(QUESTIONS, validation_blocks=8)
+TRAINED = {
+    "every default, with branches and averaged weights": {"decayed_points": 2, "ema": 0.8},
+    "falling capacity": {"capacity_warmup": 0.7},
+    "stages": {"curriculum": 0.7},
+}
 OPTIONS = {
     "every default, with branches and averaged weights": {},
     "sampled, exit gate, threshold": {
@@ -40,6 +46,8 @@ OPTIONS = {
     "own, llama": {"build": "tests.lahr.model.own_models:llama"},
     "questions": {"max_seq_len": 64},
     "questions, own": {"max_seq_len": 64, "build": "tests.lahr.model.own_models:plain", "options": {"tied": True}},
+    "falling capacity": {"latent_iterations": 0},
+    "stages": {"memory_slots": 0},
     "compiled": {"latent_capacity": 0.5},
 }  # fmt: skip
 
@@ -47,6 +55,8 @@ OPTIONS = {
 def prepared(config, cache) -> TokenData:
     """Rows of the stories, or documents with answers, of which some predict little and none the same."""
     how = labelled.prepared if config.data.packing == "documents" else prepare
+    if config.train.curriculum:
+        how = labelled.prepared_stages
     return how(config.data, config.model.vocab_size, config.model.max_seq_len, cache)
 
 
@@ -70,15 +80,15 @@ def test_two_ranks_equal_one_process_with_every_option(tiny, cache, tmp_path):
 
     Caught: a branch that only rank 0 runs, which then waits for the others in vain; balance over a rank's own batch;
     an exit gate without a gradient in a step of one pass; each rank drawing its own passes; the mean of two ranks'
-    means where one predicts fewer tokens.
+    means where one predicts fewer tokens; a threshold of a rank's own capacity, and each rank in a stage of its own.
     """
     full = tiny("mod+latent+memory", precision="fp64", schedule="wsd", decay=0.5)
     configs = {
         name: replace(
             full,
-            data=QUESTIONS if name.startswith("questions") else ROWS,
+            data=STAGED if name == "stages" else QUESTIONS if name.startswith("questions") else ROWS,
             model=replace(full.model, **options),
-            train=replace(full.train, decayed_points=0 if options else 2, ema=0.0 if options else 0.8),
+            train=replace(full.train, **TRAINED.get(name, {})),
         )
         for name, options in OPTIONS.items()
     }

@@ -239,8 +239,6 @@ def _encode(
     if writer.n_tokens >= limit:  # of a split that is finished not even the text is asked for
         return False
     for some in _together(documents):
-        if writer.n_tokens >= limit:
-            return False
         encodings = tokenizer.encode_batch_fast([document.text for document in some], add_special_tokens=False)
         for document, encoding in zip(some, encodings, strict=True):
             encoded = encoder.encode(document, encoding.ids)
@@ -252,8 +250,10 @@ def _encode(
             if left:  # the floor of a part is not known, nor exactly its bytes
                 token, target, label = (x[:left] for x in (encoded.token, encoded.target, encoded.label))
                 writer.add(Encoded(token, target, label, encoded.is_question), round(n_bytes * left / n), None)
-            return False
+            break
         report(min(1.0, writer.n_tokens / limit))
+        if writer.n_tokens >= limit:
+            return False
     return True
 
 

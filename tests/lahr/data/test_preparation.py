@@ -136,7 +136,9 @@ def test_rows_have_no_floor(cache: Path) -> None:
     assert prepare(replace(ROWS, validation_blocks=64), 512, 64, cache).floor_nats_per_token() is None
 
 
-def test_documents_too_short_for_rows_are_refused_before_training(cache: Path) -> None:
+def test_documents_too_short_for_rows_are_refused_before_training(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the longest document, what a row takes and what to do. Caught: each of the two checks left out."""
     with pytest.raises(ConfigError) as caught:
         prepare(replace(STORIES, segments=8), 512, 256, cache)
@@ -146,6 +148,7 @@ def test_documents_too_short_for_rows_are_refused_before_training(cache: Path) -
         r"model.max_seq_len, or give longer documents",
         str(caught.value),
     )
+    monkeypatch.setattr(preparation, "_spare", lambda config: 1)
     many = replace(STORIES, segments=2, validation_blocks=100)
     with pytest.raises(
         ConfigError, match=r"validation split of .* such rows where 50 are .* data.validation_blocks"

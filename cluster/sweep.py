@@ -33,6 +33,7 @@ from on_head import FETCHED, NEVER, RUNNING
 from ray.autoscaler import sdk
 
 from lahr.data import anchored
+from lahr.data.mixing import is_mixture, joined, parts_of
 from lahr.errors import ConfigError, check
 from lahr.options import parse, run
 from sweeps.engine.options import StudyOptions
@@ -174,18 +175,31 @@ def options_of(study: str) -> type[StudyOptions]:
 
 
 def with_data(options: StudyOptions, argv: Sequence[str], cluster: Cluster) -> list[str]:
-    """The options for the head: a corpus or tokenizer that lies here is copied there, and named by its place there.
+    """The options for the head: a corpus, a part of a mixture or a tokenizer that lies here is copied there, and named by
+    its place there.
 
     Each sweep has its own copy, by a name that needs no quoting.
     """
     here, there = anchored(options.data), list(argv)
-    for name in ("corpus", "tokenizer"):
-        place = Path(getattr(here, name))
-        if place.is_absolute():
-            remote = f"data/{options.sweep_name}/{name}/{re.sub(r'[^A-Za-z0-9._-]', '_', place.name)}"
-            cluster.copy(str(place), f"{_HOME}/{remote}", anew=True)
-            there += [f"--data.{name}", remote]
-    return there
+
+    def moved(name: str, given: str) -> str:
+        place = Path(given)
+        if not place.is_absolute():
+            return given
+        remote = f"data/{options.sweep_name}/{name}/{re.sub(r'[^A-Za-z0-9._-]', '_', place.name)}"
+        cluster.copy(str(place), f"{_HOME}/{remote}", anew=True)
+        return remote
+
+    mixed = is_mixture(here.corpus) and not Path(here.corpus).exists()
+    parts = parts_of(here.corpus) if mixed else []
+    corpus = (
+        joined([part._replace(name=moved(f"corpus/{i}", part.name)) for i, part in enumerate(parts)])
+        if mixed
+        else moved("corpus", here.corpus)
+    )
+    tokenizer = moved("tokenizer", here.tokenizer)
+    there += ["--data.corpus", corpus] if corpus != here.corpus else []
+    return there + (["--data.tokenizer", tokenizer] if tokenizer != here.tokenizer else [])
 
 
 def main(argv: list[str]) -> int:

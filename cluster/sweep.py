@@ -175,8 +175,8 @@ def options_of(study: str) -> type[StudyOptions]:
 
 
 def with_data(options: StudyOptions, argv: Sequence[str], cluster: Cluster) -> list[str]:
-    """The options for the head: a corpus, a part of a mixture or a tokenizer that lies here is copied there, and named by
-    its place there.
+    """The options for the head: a corpus, a part of a mixture or a tokenizer that lies here is copied there and named
+    by its place there.
 
     Each sweep has its own copy, by a name that needs no quoting.
     """

@@ -109,7 +109,9 @@ def test_data_of_the_laptop_has_a_place_of_its_own_for_each_sweep(tmp_path, monk
     blank = replace(options, name="b", data=replace(options.data, corpus="a b"))
     assert with_data(blank, [], head)[1] == "data/b/corpus/a_b"
     assert copied[0] == (str(tmp_path / "a b/x.json"), "~/lahr/data/mine/corpus/x.json", True)
-    mixed = replace(options, name="c", data=replace(options.data, corpus="0.5 stories + 0.3 x.json + 0.2 a b/x.json"))
+    mixed = replace(
+        options, name="c", data=replace(options.data, corpus="0.5 stories + 0.3 x.json + 0.2 a b/x.json")
+    )
     assert with_data(mixed, [], head) == [
         "--data.corpus",
         "0.5 stories + 0.3 data/c/corpus/1/x.json + 0.2 data/c/corpus/2/x.json",

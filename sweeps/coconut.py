@@ -20,7 +20,10 @@ accuracies are told apart.
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from lahr.config import TrialConfig
 from lahr.errors import check
+from lahr.plain import changed
+from lahr.presets import preset
 from sweeps.commands import main
 from sweeps.engine.factors import Factor
 from sweeps.engine.options import StudyOptions
@@ -46,7 +49,16 @@ class Options(StudyOptions):
             f"--preset is {self.preset}, whose text has no thoughts (model.thought_token is not given); give prosqa",
         )
         check(0 < self.share < 1, f"--share is {self.share}; it is a share of the steps, above 0 and below 1")
+        check(
+            len(self.thoughts) != 1 or self.model.thoughts in (preset(self.preset).model.thoughts, *self.thoughts),
+            f"--thoughts is {' '.join(self.thoughts)} and --model.thoughts {self.model.thoughts}; leave the second out",
+        )
         super().__post_init__()
+
+    def config(self) -> TrialConfig:
+        """The configuration that the factors vary, of the one arm where there is no other."""
+        config = super().config()
+        return changed(config, {"model.thoughts": self.thoughts[0]}) if len(self.thoughts) == 1 else config
 
     def factors(self) -> tuple[Factor, ...]:
         """Thoughts, where there are several arms, and the curriculum."""

@@ -63,7 +63,8 @@ class Options(StudyOptions):
         )
         base = changed(self.model, OFF)
         full = changed(base, {f.field.removeprefix("model."): f.levels[1] for f in self.factors()})
-        return (*(control(name, base, full, "mod+latent+memory") for name in self.controls), *super().extras())
+        cell, segments = "mod+latent+memory", self.data.segments
+        return (*(control(name, base, full, cell, segments) for name in self.controls), *super().extras())
 
     def level_option(self, factor: Factor) -> str:
         """How one gives a factor other levels."""

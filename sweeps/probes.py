@@ -62,7 +62,7 @@ class Options(StudyOptions):
         (factor,) = self.factors()
         field = factor.field.removeprefix("model.")
         off, on = (changed(self.model, {field: level}) for level in factor.levels)
-        return (control(name, off, on, mechanism), *super().extras())
+        return (control(name, off, on, mechanism, self.data.segments), *super().extras())
 
 
 if __name__ == "__main__":

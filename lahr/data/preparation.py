@@ -3,6 +3,7 @@
 A prepared folder is there whole or not at all. What was cut off goes on behind its last finished shard.
 """
 
+import contextlib
 import fcntl
 import hashlib
 import itertools
@@ -212,15 +213,16 @@ def _tokenizer(folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int
 
 
 def _head(documents: Iterator[Document], n_bytes: int, report: Report) -> Iterator[str]:
-    """The first texts, until they hold `n_bytes` bytes."""
+    """The first texts, until they hold `n_bytes` bytes, or all that there are."""
     have = 0
-    for n, document in enumerate(documents, 1):
-        yield document.text
-        have += len(document.text.encode())
-        if n % 1000 == 0:
-            report("reading text for the tokenizer", min(1.0, have / n_bytes))
-        if have >= n_bytes:
-            break
+    with contextlib.suppress(RanOut):  # whether there are tokens enough is seen when they are counted
+        for n, document in enumerate(documents, 1):
+            yield document.text
+            have += len(document.text.encode())
+            if n % 1000 == 0:
+                report("reading text for the tokenizer", min(1.0, have / n_bytes))
+            if have >= n_bytes:
+                break
     report("training the tokenizer", 0.0)
 
 

@@ -17,10 +17,11 @@ from sweeps.engine.factors import Extra
 Control = Literal["params", "flops", "r1", "frozen"]
 
 
-def control(name: Control, base: ModelConfig, full: ModelConfig, full_cell: str) -> Extra:
-    """The extra cell, made from the models of `base` and of the cell with everything on."""
+def control(name: Control, base: ModelConfig, full: ModelConfig, full_cell: str, segments: int = 1) -> Extra:
+    """The extra cell, made from the models of `base` and of the cell with everything on, which read rows of so many
+    windows."""
     if name in ("params", "flops"):
-        width = _matched(name, base, full)
+        width = _matched(name, base, full, segments)
         what = "parameters" if name == "params" else "FLOPs"
         check(
             width > base.hidden_dim,
@@ -33,11 +34,13 @@ def control(name: Control, base: ModelConfig, full: ModelConfig, full_cell: str)
     return Extra("mod", (("model.mod_router", "random"),), "mod@frozen", ("mod", "base"))
 
 
-def _matched(name: Control, base: ModelConfig, full: ModelConfig) -> int:
+def _matched(name: Control, base: ModelConfig, full: ModelConfig, segments: int) -> int:
     """The feed-forward's width at which base is nearest to the full model: both costs are linear in it."""
 
     def cost(config: ModelConfig) -> float:
-        return parameter_counts(config)["total"] if name == "params" else sum(flops_per_token(config).values())
+        if name == "params":
+            return parameter_counts(config)["total"]
+        return sum(flops_per_token(config, segments=segments).values())
 
     wide = base.hidden_dim
     slope = cost(replace(base, d_ff=wide + 1)) - cost(replace(base, d_ff=wide))

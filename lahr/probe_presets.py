@@ -39,7 +39,7 @@ def _train(tokens: int, batch_size: int, lr: float = 3e-3, capacity_warmup: floa
 
 PROBES = {
     "facts": (
-        _model(320, 256, d_model=32, memory_key_dim=32),
+        _model(324, 256, d_model=32, memory_key_dim=32),
         _data("facts,facts=16384", 8_000_000, 64),
         _train(8_000_000, 8),
         {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 4096},

@@ -137,7 +137,8 @@ def _figure_of(values: np.ndarray, sign: bool = False) -> str:
     if not len(values):
         return "–"
     mean, low, _ = (float(x) for x in t_interval(values))
-    return (f"{mean:+.1f}" if sign else f"{mean:.1f}") + ("" if math.isnan(low) else f" ± {mean - low:.1f}")
+    shown = (f"{mean:+.1f}" if sign else f"{mean:.1f}").replace("-", "−")
+    return shown + ("" if math.isnan(low) else f" ± {mean - low:.1f}")
 
 
 def _picture(

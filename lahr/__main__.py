@@ -165,7 +165,7 @@ def prepare_corpus(argv: list[str]) -> int:
         shared.check_writable()
     started, cpu = time.perf_counter(), time.process_time()
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task("looking for what is there", total=1.0)
 
         def progress(what: str, share: float) -> None:

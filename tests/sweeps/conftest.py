@@ -53,6 +53,7 @@ def make_trials(seeds=5, sigma=0.04, truth=TRUTH, rng=0) -> pd.DataFrame:
                 "val_loss_topk": loss - (0.02 if on["mod"] else 0.0),
                 "router_gap": 0.02 if on["mod"] else 0.0,
                 "bits_per_byte": loss / 2.1,
+                "document_loss": loss + 0.01,
                 "parameters": 900_000 + 3_000 * on["mod"] + 260_000 * on["latent"] + 600_000 * on["memory"],
                 "parameters_without_embeddings": 770_000
                 + 3_000 * on["mod"]

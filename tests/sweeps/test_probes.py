@@ -31,7 +31,18 @@ THOUGHTS = ("pause", "sequential", "blank", "recycled")
 TINY = [
     *("--model.d-model", "16", "--model.n-layers", "1", "--model.n-heads", "2"),
     *("--data", "prosqa:questions=40,stages=2", "--data.train-tokens", "30000", "--data.validation-blocks", "16"),
-    *("--train.tokens", str(12 * 4 * 112), "--train.batch-size", "4", "--train.evaluations", "2", "--seeds", "2"),
+    *(
+        "--train.tokens",
+        str(12 * 4 * 112),
+        "--train.batch-size",
+        "4",
+        "--train.evaluations",
+        "2",
+        "--seeds",
+        "2",
+        "--precision",
+        "fp32",
+    ),
 ]
 
 

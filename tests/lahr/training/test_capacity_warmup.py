@@ -116,6 +116,21 @@ def test_thresholds_follow_the_capacity(kind, tiny, cache):
     assert last.metrics["mod/capacity_layer1"] == pytest.approx(0.25, rel=0.1)
 
 
+def test_each_step_is_observed_at_its_own_capacity(tiny, tiny_data, monkeypatch):
+    """Caught: thresholds for the model's capacity while the blocks still learn with more."""
+    observe, seen = Router.observe, []
+
+    def watched(router, scores_BT, c=None):
+        observe(router, scores_BT, c)
+        seen.append((c, float(router.threshold)))
+
+    monkeypatch.setattr(Router, "observe", watched)
+    config = tiny("mod", capacity_warmup=0.5)
+    list(train(config, tiny_data, Runtime()))
+    assert [c for c, _ in seen] == [capacity(config, step) for step in range(24)]
+    assert [step for step, (_, threshold) in enumerate(seen) if threshold <= BELOW_ALL] == [0]
+
+
 def test_a_threshold_that_all_exceed_has_no_part_in_a_mean():
     router = Router(8, 0.25, "top_k", "sigmoid", False, False)
     scores_BT = torch.arange(32.0).view(2, 16)

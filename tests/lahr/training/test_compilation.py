@@ -41,9 +41,9 @@ def gradients(config, compiled):
     return output.loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def compiled_parts(model):
+def compiled_parts(model, **how):
     """Names of the parts whose forward pass is not their class's own."""
-    compile_parts(model)
+    compile_parts(model, **how)
     return {name for name, part in model.named_modules() if "forward" in part.__dict__}
 
 
@@ -67,6 +67,7 @@ def test_parts_whose_tokens_vary_in_number_stay_as_written(tiny):
     every = {"blocks.0", "blocks.1", "memory", "latent.core.0"}
     assert compiled_parts(LAHR(full)) == every
     assert compiled_parts(LAHR(replace(full, mod_router="threshold"))) == every - {"blocks.1"}
+    assert compiled_parts(LAHR(full), capacity_varies=True) == every - {"blocks.1"}
     few = replace(full, latent_capacity=0.5)
     assert compiled_parts(LAHR(few)) == every
     assert compiled_parts(LAHR(replace(few, mod_router="threshold"))) == {"blocks.0", "memory"}

@@ -171,7 +171,7 @@ def test_what_was_wrong_with_checkpoints_is_listed(made, no_figures):
     [
         (lambda t: t.loc[3:3, ["pairing"]].assign(pairing="other"), "differs between cells in seed block 0"),
         (lambda t: t[t["mod"]].assign(**{"mod/capacity_layer1": 0.4})[["mod/capacity_layer1"]], "not within 10 %"),
-        (lambda t: t.loc[3:3, ["val_loss"]].assign(val_loss=1.0), "something leaks"),
+        (lambda t: t.loc[3:3, ["document_loss"]].assign(document_loss=1.0), "something leaks"),
     ],
 )
 def test_sanity_flags(made, no_figures, change, warning):
@@ -179,6 +179,25 @@ def test_sanity_flags(made, no_figures, change, warning):
     assert warning not in text(render(trials, {}, made.info(trials)))
     trials.update(change(trials))
     assert warning in text(render(trials, {}, made.info(trials)))
+
+
+def test_the_floor_is_of_documents_that_lie_whole_in_a_window(made, no_figures):
+    """Of the loss over all windows nothing is known. Caught: `val_loss` beside the floor; a line where no document
+    fits, or the corpus has no floor."""
+    trials = made.trials(2)
+    trials.loc[3, "val_loss"] = 1.0
+    said = text(render(trials, {}, made.info(trials)))
+    least = trials["document_loss"].min()
+    line = next(line for line in said.splitlines() if "Known loss floor" in line)
+    assert line.endswith(
+        f"2.0500 nats, of documents that lie whole in a window; on those the lowest trial reached {least:.4f}"
+    )
+    for without, info in (
+        (trials.drop(columns="document_loss"), made.info(trials)),
+        (trials.assign(document_loss=np.nan), made.info(trials)),
+        (trials, made.info(trials, floor=None)),
+    ):
+        assert "floor" not in text(render(without, {}, info)).split("## Sanity")[1].split("## Env")[0]
 
 
 def test_cost_shows_parameters_and_ratios_to_base(files):

@@ -26,7 +26,6 @@ from functools import cached_property
 from typing import Literal
 
 from lahr.data.documents import Label
-from lahr.data.probes.facts import TABLE_SEEDS
 from lahr.data.probes.probe import Probe, Solved, numbered
 from lahr.data.stream import Stream
 
@@ -38,7 +37,7 @@ class Selective(Probe):
     name = "selective"
     tagged = True
 
-    state: Literal["last", "sum", "pair"] = "last"
+    state: Literal["last", "sum"] = "last"
     """What is asked: `last`, look-ups; `sum`, which has to be carried on from signal to signal, and is far harder."""
     back: int = 3
     """Of `last`, which signal: 1 is the last one, 2 the one before."""
@@ -111,13 +110,4 @@ class Selective(Probe):
 
     def _state(self, so_far: list[int]) -> int:
         """What is asked after those signals."""
-        if self.state == "last":
-            return so_far[-self.back]
-        if self.state == "sum":
-            return sum(so_far) % self.signals
-        return self._table[so_far[-2] * self.signals + so_far[-1]]
-
-    @cached_property
-    def _table(self) -> list[int]:
-        """Of each pair of signals the one that is asked."""
-        return Stream(TABLE_SEEDS).picks(self.signals, self.signals**2)
+        return so_far[-self.back] if self.state == "last" else sum(so_far) % self.signals

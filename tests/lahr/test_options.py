@@ -11,6 +11,8 @@ from lahr.options import fail, parse
 from lahr.presets import PRESETS
 from sweeps.factorial import Options
 
+ALLOWED = "smoke, quick, small, paper, base, facts, segments, swaps, hops, trees, selective, prosqa"
+
 
 def sweep(line: str) -> Options:
     return parse(Options, line.split(), Options.of, "factorial")
@@ -67,8 +69,8 @@ def test_every_field_is_an_option_and_data_is_short_for_the_corpus():
         ("--model.d-ff x", "--model.d-ff is 'x'; it must be a whole number or None"),
         ("--model.options width", "--model.options is 'width'; it must be names, each followed by its value"),
         ("--model.build a.b", "model.build is 'a.b'; it must be of the form package.module:function"),
-        ("--preset", "unknown preset ''; allowed: smoke, quick, small, paper, base"),
-        ("--preset quik", "unknown preset 'quik' (did you mean 'quick'?); allowed: smoke, quick, small, paper, base"),
+        ("--preset", f"unknown preset ''; allowed: {ALLOWED}"),
+        ("--preset quik", f"unknown preset 'quik' (did you mean 'quick'?); allowed: {ALLOWED}"),
         ("--train.lr", "Missing value for argument '--train.lr'. Expected 1 values."),
         (
             "--capacity",

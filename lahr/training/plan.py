@@ -1,10 +1,13 @@
 """What a trial does at which step, and what it draws there: worked out from its configuration, before it begins."""
 
 import hashlib
+import math
+from collections import Counter
 from dataclasses import dataclass, replace
 
 from lahr.config import TrialConfig
 from lahr.model.flops import training_flops_per_token
+from lahr.model.mixture_of_depths import capacity_tokens
 
 
 @dataclass(frozen=True)
@@ -47,10 +50,18 @@ def capacity(config: TrialConfig, step: int) -> float | None:
 def planned_flops(config: TrialConfig) -> float:
     """Training FLOPs of the whole trial, by the closed form, every token running all passes."""
     model, segments = config.model, config.data.segments
-    capacities = [c for step in range(config.steps) if (c := capacity(config, step)) is not None]
-    tokens = (config.steps - len(capacities)) * training_flops_per_token(model, segments=segments)
-    tokens += sum(training_flops_per_token(replace(model, mod_capacity=c), segments=segments) for c in capacities)
-    return tokens * config.tokens_per_step
+    falling = math.ceil(config.train.capacity_warmup * config.steps) if model.mod_capacity < 1 else 0
+    # What a step costs depends on how many tokens are picked, and at 1 nothing is routed: far fewer costs than steps.
+    steps, of = Counter[tuple[int, bool]](), dict[tuple[int, bool], float]()
+    for step in range(falling):
+        if (c := capacity(config, step)) is not None:
+            key = capacity_tokens(c, model.max_seq_len), c == 1
+            steps[key] += 1
+            of[key] = c
+    total = (config.steps - steps.total()) * training_flops_per_token(model, segments=segments)
+    for key, count in steps.items():
+        total += count * training_flops_per_token(replace(model, mod_capacity=of[key]), segments=segments)
+    return total * config.tokens_per_step
 
 
 def random_seed(config: TrialConfig, step: int, rank: int) -> int:

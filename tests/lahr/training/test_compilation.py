@@ -115,7 +115,7 @@ def test_evaluation_compiles_nothing(compiler, tiny, tiny_data):
     counters.clear()
     run._evaluate(final=True)
     assert not counters["frames"]
-    run._gradient(None)
+    run._gradient(None, None)
     assert counters["frames"]["total"] > 0
 
 

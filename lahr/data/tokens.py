@@ -82,6 +82,8 @@ class TokenData:
             return None
         of = np.searchsorted(first, starts, side="right") - 1
         counted = (of >= 0) & (ends <= first[of] + rows.length) & rows.split.has_floor
+        if rows.packing == "documents":  # behind a short one its row is filled up, and not with the next
+            counted &= starts == first[of]
         if not counted.any():
             return None
         return float(bits[counted].sum() * math.log(2) / (ends - starts)[counted].sum())

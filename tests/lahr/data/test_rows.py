@@ -126,7 +126,7 @@ def test_the_floor_is_of_the_tokens_that_are_marked_whole(
     """So that `document_loss` can be compared with it. Caught: a document that ends with its row left out of one."""
     read = Rows(text.split(1), block, segments, packing, EOT)  # type: ignore[arg-type]
     rows = min(rows, len(read))
-    data = TokenData(Path(), "", "", 300, EOT, (), read, read, segments)
+    data = TokenData(Path(), "", "", 300, EOT, (), read, read, 1, segments)
     tokens = int(read.windows(range(rows)).whole_NT.sum()) if rows else 0
     firsts = row_starts(text, block * segments, segments, packing)[:rows]
     ends = [

@@ -124,7 +124,7 @@ class _Run:
             data.stages,
             lambda step: config.train.stage(step, config.steps, data.stages),
         )
-        self.validation, self.labels = data.windows, data.labels
+        self.validation, self.labels = data.first_windows(config.data.validation_blocks), data.labels
         self.bytes_per_token = data.bytes_per_token
         self.milestones = milestones(config)
         self.passes: list[torch.Tensor] = []

@@ -104,7 +104,7 @@ def test_differences_are_paired_by_seed():
     """Caught: half the interval of two samples; the difference the other way round."""
     found = rows_of(section(table())[0], "accuracy − base's")
     assert list(found["recall"]) == list(CELLS[1:])
-    assert found["recall"]["mod"] == f"-13.0 ± {half((-10, -16)):.1f}"
+    assert found["recall"]["mod"] == f"−13.0 ± {half((-10, -16)):.1f}"
     assert found["recall"]["memory"] == f"+28.0 ± {half((30, 26)):.1f}"
     assert found["count"]["mod+memory"] == "+0.0 ± 0.0"
 
@@ -118,7 +118,7 @@ def test_effects_are_those_of_the_design():
         "memory": (memory - base + both - mod) / 2,
         "mod:memory": (both - memory - mod + base) / 2,
     }.items():
-        assert found["recall"][term] == f"{own.mean():+.1f} ± {half(own):.1f}"
+        assert found["recall"][term] == f"{own.mean():+.1f} ± {half(own):.1f}".replace("-", "−")
     assert list(found["recall"]) == ["mod", "memory", "mod:memory"]
 
 
@@ -145,7 +145,7 @@ def test_a_trial_that_diverged_counts_nowhere():
     assert rows_of(text, "accuracy, %")["recall"]["memory"] == "80.0"
     assert rows_of(text, "accuracy, %")["recall"]["mod"] == f"42.0 ± {half((40, 44)):.1f}"
     assert rows_of(text, "accuracy − base's")["recall"]["memory"] == "+30.0"
-    assert rows_of(text, "effect on accuracy")["recall"]["mod"] == "-10.0"
+    assert rows_of(text, "effect on accuracy")["recall"]["mod"] == "−10.0"
 
 
 @pytest.mark.parametrize("cell", CELLS)

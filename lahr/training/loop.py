@@ -124,7 +124,8 @@ class _Run:
             data.stages,
             lambda step: config.train.stage(step, config.steps, data.stages),
         )
-        self.validation, self.labels = data.first_windows(config.data.validation_blocks), data.labels
+        data = replace(data, n_validation=config.data.validation_blocks)  # whoever opened it may have read others
+        self.validation, self.labels = data.windows, data.labels
         self.bytes_per_token = data.bytes_per_token
         self.milestones = milestones(config)
         self.passes: list[torch.Tensor] = []

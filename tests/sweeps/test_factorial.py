@@ -80,7 +80,10 @@ def bad_files(folder: Path) -> None:
         ("--data binary.txt", "binary.txt"),
         ("--data columns.parquet", "story"),
         ("--data storys", "stories"),
-        ("--data.validation-blocks 1000000 --data columns.parquet --data.text-column story", "the training split of"),
+        (
+            "--data.validation-blocks 1000000 --data columns.parquet --data.text-column story",
+            "the training split of",
+        ),
         ("--results gopher://x", "cannot use 'gopher://x"),
         ("--results empty.txt", "empty.txt is a file; give a folder"),
         ("--results s3://key:hush@bucket/x", "carries credentials"),

@@ -37,50 +37,53 @@ def _train(tokens: int, batch_size: int, lr: float = 3e-3, capacity_warmup: floa
     )
 
 
+_ON = {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256}
+"""What turns each mechanism on, where a probe asks for nothing else."""
+
 PROBES = {
     "facts": (
         _model(324, 256, d_model=32, memory_key_dim=32),
         _data("facts,facts=16384", 8_000_000, 64),
         _train(8_000_000, 8),
-        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 4096},
+        {**_ON, "memory_slots": 4096},
     ),
     "segments": (
         _model(640, 64, memory_kind="knn"),
         _data("segments", 2_000_000, 512, segments=4),
         _train(2_000_000, 32),
-        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 192},
+        {**_ON, "memory_slots": 192},
     ),
     "swaps": (
         _model(64, 32),
         _data("swaps,length=30", 4_000_000, 256),
         _train(4_000_000, 64),
-        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+        _ON,
     ),
     "hops": (
         _model(64, 128),
         _data("hops", 4_000_000, 128),
         _train(4_000_000, 16),
-        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+        _ON,
     ),
     "trees": (
         _model(64, 128),
         _data("trees", 4_000_000, 128),
         _train(4_000_000, 16),
-        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+        _ON,
     ),
     "selective": (
         _model(80, 128),
         _data("selective,asked=itself", 2_000_000, 128),
         # Without the warm-up learned routers choose none of the signals (docs/probes.md).
         _train(2_000_000, 16, capacity_warmup=0.5),
-        {"mod_capacity": 0.1875, "latent_iterations": 4, "memory_slots": 256},
+        {**_ON, "mod_capacity": 0.1875},
     ),
     "prosqa": (
         # Its words' first is `<thought>`, after the end-of-text token.
         _model(136, 112, n_layers=4, n_heads=4, thoughts="pause", thought_token=1),
         DataConfig("prosqa", train_tokens=4_000_000, validation_blocks=800, packing="documents"),
         _train(6_000_000, 32, lr=2e-3),
-        {"mod_capacity": 0.125, "latent_iterations": 4, "memory_slots": 256},
+        _ON,
     ),
 }
 """Model, data, training, and what turns each mechanism on."""

@@ -7,6 +7,7 @@ cut off. All of it is flat in memory: what is held is one shard and the document
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ from lahr.data.shards import file_hash, manifest_hash
 from lahr.data.spans import Encoded
 
 _JOURNALS = "*-journal.json"
+log = logging.getLogger(__name__)
 _DOCUMENTS = pa.schema([("start", pa.int64()), ("bytes", pa.int64()), ("bits", pa.float64())])
 
 
@@ -122,16 +124,18 @@ class SplitWriter:
 
 
 def _read_journal(folder: Path, path: Path) -> dict[str, Any]:
-    """What was finished before, as far as its files are what it says; nothing where they are not."""
+    """What was finished before, as far as its files are what it says; nothing, and a warning, where they are not."""
+    if not path.exists():
+        return {}
     try:
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if said.pop("sha256") != manifest_hash(said):
-            return {}
         files: Iterator[dict[str, str]] = (file for shard in said["shards"] for file in shard["files"])
-        if all(file_hash(folder / file["file"]) == file["sha256"] for file in files):
+        whole = said.pop("sha256") == manifest_hash(said)
+        if whole and all(file_hash(folder / file["file"]) == file["sha256"] for file in files):
             return said
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        pass
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        log.debug("%s: %r", path, error)
+    log.warning("what was prepared before it was cut off is damaged (%s); that split begins anew", path)
     return {}
 
 

@@ -74,7 +74,7 @@ PROBES = {
     "selective": (
         _model(80, 128),
         _data("selective,asked=itself", 2_000_000, 128),
-        # Without the warm-up learned routers choose none of the signals (docs/probes.md).
+        # Without the warm-up learned routers choose none of the signals in most seeds (docs/probes.md).
         _train(2_000_000, 16, capacity_warmup=0.5),
         {**_ON, "mod_capacity": 0.1875},
     ),

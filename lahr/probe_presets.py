@@ -55,14 +55,14 @@ PROBES = {
     ),
     "swaps": (
         _model(64, 32),
-        _data("swaps,length=30", 4_000_000, 256),
-        _train(4_000_000, 64),
+        _data("swaps,length=30", 12_000_000, 256),
+        _train(12_000_000, 64),
         _ON,
     ),
     "hops": (
         _model(64, 128),
-        _data("hops", 4_000_000, 128),
-        _train(4_000_000, 16),
+        _data("hops", 8_000_000, 128),
+        _train(8_000_000, 16),
         _ON,
     ),
     "trees": (

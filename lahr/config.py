@@ -76,6 +76,9 @@ class TrainConfig:
     curriculum: float = 0.0
     """Of a corpus with stages: the share of the steps in which all but the last are gone through, one after another.
     0 is the last one from the beginning."""
+    first_stage: float = 1.0
+    """How many times as long the first stage of a curriculum is as each later one but the last: whoever replaces steps
+    by thoughts has to know the steps (Hao et al. 2024, appendix: 6 epochs of the first and 3 of each other)."""
     capacity_warmup: float = 0.0
     """Share of the steps in which the capacity of routed blocks falls from 1 to the model's, in a line: the blocks
     learn what they are for before their router has to choose (docs/probes.md). 0 is none."""
@@ -105,6 +108,10 @@ class TrainConfig:
         check(
             0 <= self.curriculum < 1,
             f"train.curriculum is {self.curriculum}; it is a share of the steps, 0 (none) to below 1",
+        )
+        check(
+            0 < self.first_stage < math.inf,
+            f"train.first_stage is {self.first_stage}; it is how many times as long the first stage is, above 0",
         )
         check(
             0 <= self.capacity_warmup <= 1,
@@ -141,8 +148,11 @@ class TrainConfig:
 
     def stage(self, step: int, steps: int, stages: int) -> int:
         """The stage, of so many, that step `step` of a run of `steps` reads."""
-        staged = self.curriculum * steps
-        return min(int(step / staged * (stages - 1)), stages - 1) if step < staged else stages - 1
+        staged, first = self.curriculum * steps, self.first_stage
+        if step >= staged:
+            return stages - 1
+        at = step / staged * (first + stages - 2)
+        return min(1 + int(at - first), stages - 1) if at >= first else 0
 
     def warmup_steps(self, steps: int) -> int:
         """Steps in which the rate rises, of a run of `steps`."""

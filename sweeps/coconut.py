@@ -40,8 +40,9 @@ class Options(StudyOptions):
 
     thoughts: tuple[Arm, ...] = ("pause", "sequential", "blank", "recycled")
     """What the input of thoughts is; the others are compared with the first."""
-    share: float = 0.5
-    """The share of the steps in which the curriculum's earlier stages are gone through."""
+    share: float = 0.9
+    """The share of the steps in which the curriculum's earlier stages are gone through; `--train.first-stage` says how
+    much of it belongs to the first, where all steps are there to be learnt."""
 
     def __post_init__(self) -> None:
         check(

@@ -1,6 +1,7 @@
 """A corpus with stages: which is read when, and that what is drawn does not depend on it."""
 
 import itertools
+import math
 from collections import Counter
 from dataclasses import replace
 
@@ -40,6 +41,9 @@ def test_the_stages_of_a_run():
     assert [half.stage(step, 12, 1) for step in range(12)] == [0] * 12
     most = TrainConfig(tokens=1, batch_size=1, curriculum=0.999)
     assert [most.stage(step, 6, 3) for step in range(6)] == [0, 0, 0, 1, 1, 1]
+    long = TrainConfig(tokens=1, batch_size=1, curriculum=0.75, first_stage=4)
+    assert [long.stage(step, 16, 4) for step in range(16)] == [*[0] * 8, 1, 1, 2, 2, *[3] * 4]
+    assert [long.stage(step, 16, 2) for step in range(16)] == [*[0] * 12, *[1] * 4]
     none = TrainConfig(tokens=1, batch_size=1)
     assert {none.stage(step, 12, 4) for step in range(12)} == {3}
     # A share that is no whole number of steps, and more stages than steps: never one that there is not.
@@ -52,6 +56,9 @@ def test_the_stages_of_a_run():
         assert max(early) - min(early) <= 1
     with pytest.raises(ConfigError, match=r"curriculum is 1.0; it is a share of the steps, 0 \(none\) to below 1"):
         TrainConfig(tokens=1, batch_size=1, curriculum=1.0)
+    for wrong in (0.0, math.inf):
+        with pytest.raises(ConfigError, match=rf"first_stage is {wrong}; it is how many times as long the first"):
+            TrainConfig(tokens=1, batch_size=1, first_stage=wrong)
 
 
 def test_the_same_questions_at_each_step_in_another_stage(data):

@@ -14,6 +14,7 @@ from pathlib import Path
 import tyro
 from protocol import write_rows
 
+from lahr.errors import check
 from sweeps.engine.results import Results
 
 PAGE = Path(__file__).parents[1] / "docs" / "probes.md"
@@ -29,6 +30,11 @@ def main(sweeps: tyro.conf.Positional[list[Path]]) -> None:
         verdict = json.loads((sweep / "report" / "verdict.json").read_text())
         results = Results.at(str(sweep.parent), sweep.name)
         trials = results.table(results.design())
+        check(
+            len(trials) > 0,
+            f"{sweep} has no finished trial that this version of the code would make; run this with the version that "
+            "made it, which its report names (Environment, commit)",
+        )
         kept = [column for column in trials if column in KEPT or column.startswith(("accuracy", "selected"))]
         trials[kept].to_csv(PAGE.parent / "probes" / f"{name}.csv", index=False, float_format="%.6g")
         shutil.copyfile(sweep / "report" / "answers.png", PAGE.parent / "probes" / f"{name}.png")

@@ -87,7 +87,7 @@ def test_the_cells_of_thoughts_are_arms_with_and_without_the_curriculum():
         for also in ("", "curriculum")
     }
     for cell, config in trials.items():
-        assert config.train.curriculum == (0.5 if "curriculum" in cell else 0.0)
+        assert config.train.curriculum == (0.9 if "curriculum" in cell else 0.0)
 
 
 def test_one_arm_is_the_one_that_is_trained():

@@ -21,6 +21,8 @@ from sweeps.reporting.literal import markdown_table
 
 PICTURE = "answers.png"
 _METRIC, _SELECTED = "accuracy/", "selected/"
+_BESIDE, _SHADES = "*h<d>8H", (GREY, "#b0b0b0", "#454545")
+"""Markers and colours of cells beside the factorial."""
 _LINES: dict[str, Any] = {"chance": ":", "ceiling": "--"}
 
 
@@ -151,13 +153,14 @@ def _picture(
 ) -> bytes:
     """A row a kind: its accuracy over training, and where it has groups by group at the end."""
     kinds = [name for name in names if "/" not in name]
+    styles = _styles(cells, design)
     figure = Figure(figsize=(11.0, 3.4 * len(kinds) + 0.6), layout="constrained")
     panels = figure.subplots(len(kinds), 2, squeeze=False, sharey=True)
     for (left, right), kind in zip(panels, kinds, strict=True):
-        _over_training(left, trials, curves, kind, cells, design)
+        _over_training(left, trials, curves, kind, styles)
         groups = [name for name in names if name.startswith(f"{kind}/")]
         if groups:
-            _by_group(right, trials, groups, cells, design)
+            _by_group(right, trials, groups, styles)
         else:
             right.set_axis_off()
         for axes in (left, right) if groups else (left,):
@@ -168,7 +171,7 @@ def _picture(
             axes.set_ylim(-3, 103)
         left.set_ylabel("accuracy, %")
         left.set_title(kind, loc="left", fontsize=11)
-    handles = [Line2D([], [], label=cell, **cell_style(cell, design), **STYLE) for cell in cells]
+    handles = [Line2D([], [], label=cell, **style, **STYLE) for cell, style in styles.items()]
     handles += [Line2D([], [], color=GREY, linestyle=line, label=what) for what, line in _LINES.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
     buffer = io.BytesIO()
@@ -176,15 +179,22 @@ def _picture(
     return buffer.getvalue()
 
 
+def _styles(cells: Sequence[str], design: Contrasts) -> dict[str, dict[str, Any]]:
+    """How each cell is drawn; those beside the factorial in shades of grey, each with a marker of its own."""
+    styles = {cell: cell_style(cell, design) for cell in cells}
+    for number, style in enumerate(style for style in styles.values() if style["color"] == GREY):
+        style |= {"color": _SHADES[number % len(_SHADES)], "marker": _BESIDE[number % len(_BESIDE)]}
+    return styles
+
+
 def _over_training(
     axes: Axes,
     trials: pd.DataFrame,
     curves: Mapping[str, pd.DataFrame],
     kind: str,
-    cells: Sequence[str],
-    design: Contrasts,
+    styles: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    for cell in cells:
+    for cell, style in styles.items():
         ids = trials.loc[trials["cell"] == cell, "trial"]
         own = [evaluations(curves.get(str(trial)), _METRIC + kind) for trial in ids]
         own = [curve for curve in own if len(curve)]
@@ -195,7 +205,6 @@ def _over_training(
         mean, low, high = t_interval(
             np.array([100 * curve[_METRIC + kind].to_numpy(float)[:points] for curve in own])
         )
-        style = cell_style(cell, design)
         axes.plot(tokens, mean, markevery=max(1, points // 8), **style, **STYLE)
         axes.fill_between(tokens, low, high, color=style["color"], alpha=0.15, linewidth=0)
     axes.set_xlabel("training tokens")
@@ -205,13 +214,13 @@ def _over_training(
 
 
 def _by_group(
-    axes: Axes, trials: pd.DataFrame, groups: Sequence[str], cells: Sequence[str], design: Contrasts
+    axes: Axes, trials: pd.DataFrame, groups: Sequence[str], styles: Mapping[str, Mapping[str, Any]]
 ) -> None:
     places = np.arange(len(groups))
-    for number, cell in enumerate(cells):
+    for number, (cell, style) in enumerate(styles.items()):
         of = [t_interval(100 * _values(trials, cell, name)) for name in groups]
         mean, low, _ = (np.array(figures, float) for figures in zip(*of, strict=True))
-        shift = 0.3 * (number - (len(cells) - 1) / 2) / max(len(cells), 1)
-        axes.errorbar(places + shift, mean, yerr=mean - low, capsize=3, **cell_style(cell, design), **STYLE)
+        shift = 0.3 * (number - (len(styles) - 1) / 2) / max(len(styles), 1)
+        axes.errorbar(places + shift, mean, yerr=mean - low, capsize=3, **style, **STYLE)
     axes.set_xticks(places, [name.partition("/")[2] for name in groups], fontsize=8)
     axes.set_title("at the end, by group, 95 %", loc="left", fontsize=10)

@@ -186,3 +186,13 @@ def test_all_diverged_is_no_section():
     trials = table()
     trials["status"] = "diverged"
     assert answers.section(trials, curves_of(trials), LABELS, DESIGN) == ("", {})
+
+
+def test_cells_beside_the_factorial_are_told_apart():
+    """Seen to fail: all of them were drawn in one grey with one mark."""
+    design = switches("mod")
+    cells = ["base", "mod", *(f"mod~mod_noise={i}" for i in range(4)), "mod@frozen"]
+    styles = answers._styles(cells, design)
+    assert list(styles) == cells
+    assert len({(style["color"], style["marker"]) for style in styles.values()}) == len(cells)
+    assert styles["mod"]["marker"] != styles["mod@frozen"]["marker"]

@@ -79,16 +79,16 @@ PROBES = {
         {**_ON, "mod_capacity": 0.1875},
     ),
     "prosqa": (
-        # Its words' first is `<thought>`, after the end-of-text token. Heads of 32 and small batches learn to look up a
-        # step, which everything else is built on, within 5 M tokens; heads of 16 do not within 20 M (docs/notebook.md).
-        _model(136, 112, n_layers=3, thoughts="pause", thought_token=1),
+        # Its words' first is `<thought>`, after the end-of-text token. Heads of 32 learn to look up a step, which the rest
+        # is built on, after some 9 M tokens; heads of 16 do not within 20 M (docs/notebook.md).
+        _model(136, 112, n_layers=4, thoughts="pause", thought_token=1),
         DataConfig("prosqa:questions=50000", train_tokens=40_000_000, validation_blocks=800, packing="documents"),
         TrainConfig(
-            tokens=8_000_000,
-            batch_size=16,
-            lr=4e-3,
+            tokens=24_000_000,
+            batch_size=32,
+            lr=3e-3,
             warmup=0.02,
-            first_stage=12,
+            first_stage=6,
             evaluations=5,
             checkpoints=1,
             log_points=40,

@@ -79,7 +79,7 @@ PROBES = {
         {**_ON, "mod_capacity": 0.1875},
     ),
     "prosqa": (
-        # Its words' first is `<thought>`, after the end-of-text token. To look up a step, which the rest is built on, is
+        # Its words' first is `<thought>`, after the end-of-text token. To look up a step, which the rest needs, is
         # learnt with heads of 32 after some 9 M tokens, with heads of 16 not within 20 M (docs/notebook.md).
         _model(136, 112, n_layers=4, thoughts="pause", thought_token=1),
         DataConfig("prosqa:questions=50000", train_tokens=40_000_000, validation_blocks=800, packing="documents"),

@@ -173,7 +173,10 @@ def _picture(
         left.set_title(kind, loc="left", fontsize=11)
     handles = [Line2D([], [], label=cell, **style, **STYLE) for cell, style in styles.items()]
     handles += [Line2D([], [], color=GREY, linestyle=line, label=what) for what, line in _LINES.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 6), frameon=False)
+    # Long names in few columns, or the picture's edges cut them off.
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, min(len(handles), 6, int(figure.get_figwidth() / ((widest + 6) * 0.085))))
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False)
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=120, format="png")
     return buffer.getvalue()

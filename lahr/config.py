@@ -78,7 +78,7 @@ class TrainConfig:
     0 is the last one from the beginning."""
     first_stage: float = 1.0
     """How many times as long the first stage of a curriculum is as each later one but the last: whoever replaces steps
-    by thoughts has to know the steps (Hao et al. 2024, appendix: 6 epochs of the first and 3 of each other)."""
+    by thoughts has to know the steps (Hao et al. 2024: twice as long on GSM8k, 1 on ProsQA)."""
     capacity_warmup: float = 0.0
     """Share of the steps in which the capacity of routed blocks falls from 1 to the model's, in a line: the blocks
     learn what they are for before their router has to choose (docs/probes.md). 0 is none."""

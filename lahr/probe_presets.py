@@ -1,4 +1,4 @@
-"""Presets of the probes: small models on tasks with known answers, a few minutes a trial on one core.
+"""Presets of the probes: small models on tasks with known answers, minutes a trial on one core.
 
 Each is as large as its task needs to tell a model with the mechanism that the task is for from one without
 (docs/probes.md has what they show).
@@ -79,8 +79,8 @@ PROBES = {
         {**_ON, "mod_capacity": 0.1875},
     ),
     "prosqa": (
-        # Its words' first is `<thought>`, after the end-of-text token. To look up a step, which the rest needs, is
-        # learnt with heads of 32 after some 9 M tokens, with heads of 16 not within 20 M (docs/notebook.md).
+        # Its words' first is `<thought>`, after the end-of-text token. With this shape and these rates steps were learnt
+        # in the first stage of a pilot of one seed (docs/notebook.md).
         _model(136, 112, n_layers=4, thoughts="pause", thought_token=1),
         DataConfig("prosqa:questions=50000", train_tokens=40_000_000, validation_blocks=800, packing="documents"),
         TrainConfig(

@@ -32,6 +32,9 @@ def main(sweep: tyro.conf.Positional[Path], files: tyro.conf.Positional[list[Pat
     asked = {path.stem: read_questions(path) for path in files}
     results = Results.at(str(sweep.absolute().parent), sweep.name)
     trials = results.table(results.design())
+    diverged = int((trials["status"] != "finished").sum())
+    print(f"{diverged} diverged trials are not asked\n" if diverged else "", end="")
+    trials = trials[trials["status"] == "finished"]
     check(len(trials) > 0, f"{sweep} has no finished trial that this version of the code would make")
     shares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     left_out: dict[str, int] = {}
@@ -41,6 +44,8 @@ def main(sweep: tyro.conf.Positional[Path], files: tyro.conf.Positional[list[Pat
         for name, questions in asked.items():
             texts = [document(question, said.stages, said.stages, said.c).text for question in questions]
             right = answers(trained, texts, batch)
+            context = trained.config.model.max_seq_len
+            check(len(right) > 0, f"no question of {name} fits into the {context} tokens of {trial}")
             left_out[name] = len(texts) - len(right)
             shares[cell][name].append(100 * float(np.mean(right)))
         print(
@@ -50,8 +55,9 @@ def main(sweep: tyro.conf.Positional[Path], files: tyro.conf.Positional[list[Pat
         )
 
     def shown(cell: str, name: str) -> str:
-        mean, low, _ = t_interval(np.array(shares[cell][name]))
-        return f"{mean:.1f} ± {mean - low:.1f}"
+        of_seeds = np.array(shares[cell][name])
+        mean, low, _ = t_interval(of_seeds)
+        return f"{mean:.1f} ± {mean - low:.1f}" if len(of_seeds) > 1 else f"{mean:.1f}"
 
     lines = [f"| accuracy, % | {' | '.join(shares)} |", f"| --- |{' ---: |' * len(shares)}"]
     lines += [

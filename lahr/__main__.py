@@ -184,10 +184,14 @@ def prepare_corpus(argv: list[str]) -> int:
         bar.update(task, completed=1.0)
     took, cpu = time.perf_counter() - started, time.process_time() - cpu
     splits = {"training": data.train.split, "validation": data.validation.split}
+    asked = options.data.train_tokens
+    short = (
+        "" if data.train.split.n_tokens >= asked else f"; it ends before the {asked:,} training tokens asked for"
+    )
     said = ", ".join(f"{s.n_tokens:,} {n} tokens in {s.documents.num_rows:,} documents" for n, s in splits.items())
     console.print(
-        f"{data.description}: {said}; {data.bytes_per_token:.2f} bytes a token, vocabulary {data.vocab_size:,}\n"
-        f"{data.folder} ({took:.0f} s, {cpu:.0f} s of a processor)",
+        f"{data.description}: {said}; {data.bytes_per_token:.2f} bytes a token, vocabulary {data.vocab_size:,}"
+        f"{short}\n{data.folder} ({took:.0f} s, {cpu:.0f} s of a processor)",
         highlight=False,
         soft_wrap=True,
     )
@@ -290,6 +294,8 @@ def train_one(argv: list[str]) -> int:
         f"{size:,} parameters, {config.steps:,} steps of {config.tokens_per_step:,} tokens "
         f"of {data.description}, {precision} on {device}{', compiled' * (compile_ == 'on')}\n{folder.uri}"
     )
+    if repeats := data.said_to_repeat(config.steps * config.train.batch_size):
+        console.print(repeats, highlight=False, soft_wrap=True)
     watch = Profile(Watch(), folder.child("profile"), console.print) if options.profile else Watch()
     records = _show(config, data, runtime, folder, console, watch)
     if isinstance(watch, Profile):

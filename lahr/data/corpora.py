@@ -56,8 +56,14 @@ class Corpus:
     tagged: bool = False
     """Whether some of its answers have a `target`."""
     taken: Callable[[], dict[str, Any]] = dict
-    """Where the text that was read came from, in values of JSON: files and their hashes, a dataset and its commit.
-    Called when the streams have been read: only then is a commit known."""
+    """Where the text comes from, in values of JSON: files and their hashes, a dataset and its commit. For that the Hub
+    is asked."""
+    as_taken: Callable[[dict[str, Any]], "Corpus"] | None = None
+    """The same corpus with the text that such a `taken` says; None where the identity says it all."""
+
+    def at(self, taken: dict[str, Any]) -> "Corpus":
+        """The same corpus with the text that its `taken` said, maybe on another day."""
+        return self.as_taken(taken) if self.as_taken else self
 
 
 def find_corpus(config: DataConfig) -> Corpus:
@@ -128,8 +134,12 @@ def anchored(config: DataConfig) -> DataConfig:
 
 
 def _anchored(name: str) -> str:
-    made_here_or_on_the_hub = name in {"stories", *HUB_NAMES}
+    made_here_or_on_the_hub = name in HUB_NAMES or _is_made_here(name)
     return name if made_here_or_on_the_hub or not exists(name) else str(Path(name).expanduser().resolve())
+
+
+def _is_made_here(name: str) -> bool:
+    return name == "stories" or name.partition(":")[0] == "prosqa" or name.startswith("probe:")
 
 
 def hold_out(

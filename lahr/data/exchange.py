@@ -1,5 +1,6 @@
 """Prepared data on its way between machines: one prepares, puts it where all can read, and the others take it."""
 
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -8,12 +9,13 @@ from pathlib import Path
 from lahr.config import DataConfig
 from lahr.data.preparation import is_whole, locked, opened
 from lahr.data.tokens import TokenData
-from lahr.errors import ConfigError, check
+from lahr.errors import check
 from lahr.files import Folder
 
 SHARED = ".data"
 """Where prepared data lies below the folder of all sweeps' results."""
 _MANIFEST = "manifest.json"
+log = logging.getLogger(__name__)
 
 
 def publish(data: TokenData, place: Folder) -> Folder:
@@ -30,14 +32,20 @@ def publish(data: TokenData, place: Folder) -> Folder:
 
 
 def published_at(place: Folder) -> Callable[[Path], bool]:
-    """What `prepare` may ask: puts the folder there if one of its name was published below `place`, and says so."""
+    """What `prepare` may ask: puts the folder there if one of its name was published below `place`, and says so.
+
+    A published folder that is damaged counts as none, with a warning, so that `publish` writes it anew.
+    """
 
     def take(folder: Path) -> bool:
         source = place.child(folder.name)
         if not source.exists(_MANIFEST):
             return False
-        _copy(source, folder)
-        return True
+        if _copy(source, folder):
+            return True
+        log.warning("the prepared data at %s is damaged; it is not used any more", source.uri)
+        source.remove(_MANIFEST)
+        return False
 
     return take
 
@@ -50,12 +58,16 @@ def fetch(source: Folder, config: DataConfig, block: int, cache: Path) -> TokenD
     folder = Path(cache).expanduser().resolve() / source.name
     if not is_whole(folder):
         with locked(folder):
-            if not is_whole(folder):  # another process may have fetched it while this one waited
-                _copy(source, folder)
+            # Another process may have fetched it while this one waited.
+            check(
+                is_whole(folder) or _copy(source, folder),
+                f"the prepared data at {source.uri} is damaged; remove it and start the sweep again",
+            )
     return opened(folder, config, block)
 
 
-def _copy(source: Folder, folder: Path) -> None:
+def _copy(source: Folder, folder: Path) -> bool:
+    """Whether what came is whole; only then it is there."""
     check(
         source.exists(_MANIFEST),
         f"the prepared data at {source.uri} cannot be seen from this machine; give --results a path that every machine "
@@ -69,9 +81,10 @@ def _copy(source: Folder, folder: Path) -> None:
         for name in source.names():
             source.copy_out(name, part / name)
         if not is_whole(part):
-            raise ConfigError(f"the prepared data at {source.uri} is damaged; remove it and start the sweep again")
+            return False
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(part, folder)
+        return True
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -155,7 +155,7 @@ def _parquet_texts(file: Path, column: str) -> Iterator[str | None]:
                 yield texts.pop()
 
 
-def _jsonl_texts(file: Path, column: str) -> Iterator[str]:
+def _jsonl_texts(file: Path, column: str) -> Iterator[str | None]:
     with open(file, encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -171,7 +171,7 @@ def _jsonl_texts(file: Path, column: str) -> Iterator[str]:
                 "give one as --data.text-column",
             )
             check(
-                isinstance(row[column], str),
+                row[column] is None or isinstance(row[column], str),
                 f"{file}, line {number}: the field {column!r} is not text; give another as --data.text-column",
             )
             yield row[column]

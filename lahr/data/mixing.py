@@ -85,8 +85,8 @@ def joined(parts: Sequence[Part]) -> str:
 
 
 def mixture(config: DataConfig) -> Corpus:
-    """The corpora that `config.corpus` names, interleaved. `ConfigError` where one cannot be had, two have the same
-    text, or their labels cannot stand together."""
+    """The corpora that `config.corpus` names, interleaved. `ConfigError` where one cannot be had or has a curriculum,
+    two have the same text, or their labels cannot stand together."""
     parts = parts_of(config.corpus)
     corpora = [_found(part, config) for part in parts]
     for i, corpus in enumerate(corpora):
@@ -96,12 +96,20 @@ def mixture(config: DataConfig) -> Corpus:
             f"data {config.corpus!r}: {parts[i].name!r} is the same text as {', '.join(map(repr, same))}; "
             "name it once, with the sum of the weights",
         )
+        check(
+            corpus.stages == 1,
+            f"data {config.corpus!r}: {parts[i].name!r} has {corpus.stages} stages, which are read one after "
+            "another, and a mixture has none; give it alone",
+        )
+    return _mixed(parts, corpora, config.train_tokens)
 
+
+def _mixed(parts: Sequence[Part], corpora: Sequence[Corpus], train_tokens: int) -> Corpus:
     def taken() -> dict[str, Any]:
         return {"weights": [part.weight for part in parts], "parts": [corpus.taken() for corpus in corpora]}
 
     def train() -> Iterator[Document]:
-        return _interleaved(parts, [corpus.train() for corpus in corpora], "", config.train_tokens)
+        return _interleaved(parts, [corpus.train() for corpus in corpora], "", train_tokens)
 
     def validation() -> Iterator[Document]:
         return _interleaved(parts, [corpus.validation() for corpus in corpora], "the validation split of ", None)
@@ -117,6 +125,9 @@ def mixture(config: DataConfig) -> Corpus:
         only_words=all(corpus.only_words for corpus in corpora),
         tagged=any(corpus.tagged for corpus in corpora),
         taken=taken,
+        as_taken=lambda taken: _mixed(
+            parts, [corpus.at(own) for corpus, own in zip(corpora, taken["parts"], strict=True)], train_tokens
+        ),
     )
 
 

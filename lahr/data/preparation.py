@@ -30,7 +30,7 @@ from lahr.data.shards import FORMAT, Damaged, file_hash, open_split, read_manife
 from lahr.data.spans import Encoded, Encoder
 from lahr.data.tokenizer import TRAINING_BYTES, load_tokenizer, train_bpe, words_alone
 from lahr.data.tokens import TokenData
-from lahr.data.writing import SplitWriter, forget, is_begun
+from lahr.data.writing import SplitWriter, begin, begun, forget, is_begun
 from lahr.errors import check
 from lahr.plain import canonical_json
 
@@ -146,7 +146,15 @@ def _prepare_into(
 def _write(
     folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, validation_tokens: int, report: Report
 ) -> None:
-    tokenizer = _tokenizer(folder, corpus, config, vocab_size, report)
+    taken = begun(folder)
+    if taken is None:
+        for left_over in folder.iterdir():
+            left_over.unlink()
+        tokenizer = _tokenizer(folder, corpus, config, vocab_size, report)
+        begin(folder, TOKENIZER, taken := corpus.taken())
+    else:
+        corpus = corpus.at(taken)  # a Hub dataset may have another commit by now
+        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     eot = cast(int, tokenizer.token_to_id(END_OF_TEXT))  # no tokenizer is taken without it
     encoder = Encoder(tokenizer, corpus.labels, eot)
     kind = np.dtype(np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32)
@@ -177,7 +185,7 @@ def _write(
         "description": corpus.description,
         "content": content.hexdigest(),
         "stages": corpus.stages,
-        "taken": corpus.taken(),
+        "taken": taken,
         "labels": [asdict(label) for label in corpus.labels],
         "tokenizer": {
             "file": TOKENIZER,
@@ -193,12 +201,7 @@ def _write(
 
 
 def _tokenizer(folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, report: Report) -> Tokenizer:
-    """The tokenizer that `folder` holds: saved there before the first shard is written."""
-    saved = folder / TOKENIZER
-    if is_begun(folder) and saved.is_file():
-        return Tokenizer.from_file(str(saved))
-    for left_over in folder.iterdir():
-        left_over.unlink()
+    """The tokenizer that is asked for, saved in `folder`."""
     if config.tokenizer != "bpe":
         tokenizer = load_tokenizer(config.tokenizer, vocab_size, corpus.words)
     elif corpus.only_words:
@@ -208,7 +211,7 @@ def _tokenizer(folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int
         n_bytes = min(TRAINING_BYTES, 4 * config.train_tokens)
         tokenizer = train_bpe(_head(corpus.train(), n_bytes, report), vocab_size, corpus.words)
     report("training the tokenizer", 1.0)
-    saved.write_text(tokenizer.to_str(), encoding="utf-8")
+    (folder / TOKENIZER).write_text(tokenizer.to_str(), encoding="utf-8")
     return tokenizer
 
 

@@ -44,9 +44,10 @@ def hub_name(name: str) -> HubName | None:
     return HubName(found[1], found[2] or None, found[3] or "train") if found else None
 
 
-def hub_corpus(name: HubName, column: str) -> Corpus:
-    """The dataset's text. The Hub is asked when a stream of it is started; `ConfigError` then if it cannot be had."""
-    source = _Source(name, column)
+def hub_corpus(name: HubName, column: str, pinned: str | None = None) -> Corpus:
+    """The dataset's text, of the commit that the Hub has now or of the one that is given. The Hub is asked when a
+    stream of it is started; `ConfigError` then if it cannot be had."""
+    source = _Source(name, column, pinned)
 
     def side(held: bool) -> Iterator[Document]:
         own = source.validation
@@ -57,15 +58,20 @@ def hub_corpus(name: HubName, column: str) -> Corpus:
             yield from map(Document, source.texts(own) if held else source.train())
 
     return Corpus(
-        f"hub {name} {column}", f"{name} (Hub)", lambda: side(False), lambda: side(True), taken=source.taken
+        f"hub {name} {column}",
+        f"{name} (Hub)",
+        lambda: side(False),
+        lambda: side(True),
+        taken=source.taken,
+        as_taken=lambda taken: hub_corpus(name, column, taken["revision"]),
     )
 
 
 class _Source:
     """One dataset, asked for once."""
 
-    def __init__(self, name: HubName, column: str) -> None:
-        self.name, self.column = name, column
+    def __init__(self, name: HubName, column: str, pinned: str | None) -> None:
+        self.name, self.column, self.pinned = name, column, pinned
         self.train = cleaned(str(name), lambda found: self._rows(name.split))
         self._splits: Any = None
         self._commit: str | None = None
@@ -80,14 +86,14 @@ class _Source:
         return next((s for s in VALIDATION if s in self._opened() and s != self.name.split), None)
 
     def taken(self) -> dict[str, Any]:
-        """What was read, for the manifest."""
-        own = self.validation if self._splits is not None else None
+        """What is read, for the manifest."""
+        own = self.validation  # opens it, so that the commit is known
         return {
             "dataset": self.name.dataset,
             "config": self.name.config,
             "split": {"train": self.name.split, "validation": own or "held out"},
             "column": self.column,
-            "revision": self._commit or "unknown",
+            "revision": self._commit,
         }
 
     def _rows(self, split: str) -> Iterator[str | None]:
@@ -152,12 +158,12 @@ class _Source:
 
     def _load(self) -> Any:
         dataset = self.name.dataset
-        pinned, reason = commit(dataset, "dataset")
+        newest, reason = commit(dataset, "dataset")
         check(
-            pinned is not None or has_copy(dataset, "dataset"),
+            newest is not None or has_copy(dataset, "dataset"),
             f"the dataset {self._said} cannot be had from the Hub ({reason}); {_INSTEAD}",
         )
-        self._commit = pinned or commit_of_copy(dataset, "dataset")
+        self._commit = self.pinned or newest or commit_of_copy(dataset, "dataset")
         try:
             import datasets  # a second to import, and absent where only local files are read
         except ImportError as error:
@@ -165,9 +171,16 @@ class _Source:
                 f"the dataset {self._said} needs the package 'datasets', which is missing; {_INSTEAD}"
             ) from error
         try:
-            loaded = datasets.load_dataset(dataset, self.name.config, revision=pinned, streaming=True)
+            loaded = datasets.load_dataset(
+                dataset, self.name.config, revision=self.pinned or newest, streaming=True
+            )
         except Exception as error:  # every dataset fails in its own way; the user needs the reason, not the kind
             which = "give its configuration as owner/name:configuration, or " if "onfig" in str(error) else ""
+            if self.pinned not in (None, newest):
+                which = (
+                    f"what was prepared of it before is of commit {self.pinned}: remove the folder in the cache whose "
+                    "name ends in .part to begin with the newest one, or "
+                )
             raise ConfigError(
                 f"the dataset {self._said} cannot be loaded ({one_line(error)}); {which}{_INSTEAD}"
             ) from error

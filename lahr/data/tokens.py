@@ -39,6 +39,15 @@ class TokenData:
         """The tokenizer's JSON, for `tokenizers.Tokenizer.from_file`."""
         return self.folder / "tokenizer.json"
 
+    def said_to_repeat(self, windows: int) -> str:
+        """A sentence, where a trial that reads so many windows finds no more new ones and reads them again; else ""."""
+        times = windows / self.train.segments / (len(self.train) // self.stages)
+        if times <= 1:
+            return ""
+        return (
+            f"the training text has {self.train.split.n_tokens:,} tokens, and a trial reads them {times:.3g} times"
+        )
+
     @cached_property
     def windows(self) -> Windows:
         """The windows that every evaluation reads."""

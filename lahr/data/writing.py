@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from lahr.data.shards import file_hash, manifest_hash
 from lahr.data.spans import Encoded
 
 _JOURNALS = "*-journal.json"
+_BEGUN = "begun.json"
 log = logging.getLogger(__name__)
 _DOCUMENTS = pa.schema([("start", pa.int64()), ("bytes", pa.int64()), ("bits", pa.float64())])
 
@@ -33,7 +34,7 @@ class SplitWriter:
         """`columns` are those of `Encoded` that are written, and their types."""
         self.folder, self.name, self.columns = folder, name, columns
         self._journal = folder / f"{name}-journal.json"
-        found = _read_journal(folder, self._journal)
+        found = _read_journal(self._journal)
         self.shards: list[dict[str, Any]] = found.get("shards", [])
         self.documents: int = found.get("documents", 0)
         """Documents to pass over: all tokens of those before the last are written."""
@@ -106,16 +107,15 @@ class SplitWriter:
             files.append({"file": path.name, "sha256": file_hash(path)})
         self.shards.append({"tokens": batch.num_rows, "files": files})
         self._clear()
-        said = {
-            "shards": self.shards,
-            "documents": documents,
-            "within": within,
-            "longest_question": self.longest_question,
-        }
-        part = self._journal.with_suffix(".part")
-        part.write_text(json.dumps({**said, "sha256": manifest_hash(said)}), encoding="utf-8")
-        _sync(part)
-        os.replace(part, self._journal)
+        _say(
+            self._journal,
+            {
+                "shards": self.shards,
+                "documents": documents,
+                "within": within,
+                "longest_question": self.longest_question,
+            },
+        )
 
     def _clear(self) -> None:
         self._pending: dict[str, list[np.ndarray]] = {column: [] for column in self.columns}
@@ -123,20 +123,33 @@ class SplitWriter:
         self._table: dict[str, list[Any]] = {column: [] for column in _DOCUMENTS.names}
 
 
-def _read_journal(folder: Path, path: Path) -> dict[str, Any]:
+def _read_journal(path: Path) -> dict[str, Any]:
     """What was finished before, as far as its files are what it says; nothing, and a warning, where they are not."""
     if not path.exists():
         return {}
-    try:
-        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        files: Iterator[dict[str, str]] = (file for shard in said["shards"] for file in shard["files"])
-        whole = said.pop("sha256") == manifest_hash(said)
-        if whole and all(file_hash(folder / file["file"]) == file["sha256"] for file in files):
-            return said
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        log.debug("%s: %r", path, error)
-    log.warning("what was prepared before it was cut off is damaged (%s); that split begins anew", path)
-    return {}
+    said = _said(path, lambda said: [file for shard in said["shards"] for file in shard["files"]])
+    if said is None:
+        log.warning("what was prepared before it was cut off is damaged (%s); that split begins anew", path)
+    return said or {}
+
+
+def begin(folder: Path, file: str, taken: Mapping[str, Any]) -> None:
+    """Says what all shards depend on, before the first of them: the tokenizer in `file` and where the text is from."""
+    _sync(folder / file)
+    _say(folder / _BEGUN, {"taken": taken, "files": [{"file": file, "sha256": file_hash(folder / file)}]})
+
+
+def begun(folder: Path) -> dict[str, Any] | None:
+    """Where the text of the finished shards is from, which the next ones are to be from too.
+
+    None where there are no shards to go on behind; with a warning also where the tokenizer is not the one of those.
+    """
+    if not is_begun(folder):
+        return None
+    said = _said(folder / _BEGUN, lambda said: said["files"])
+    if said is None:
+        log.warning("what was prepared before it was cut off is damaged (%s); all begins anew", folder / _BEGUN)
+    return said and said["taken"]
 
 
 def is_begun(folder: Path) -> bool:
@@ -146,8 +159,28 @@ def is_begun(folder: Path) -> bool:
 
 def forget(folder: Path) -> None:
     """Removes the journals: all is written."""
-    for journal in folder.glob(_JOURNALS):
-        journal.unlink()
+    for journal in (*folder.glob(_JOURNALS), folder / _BEGUN):
+        journal.unlink(missing_ok=True)
+
+
+def _say(path: Path, said: dict[str, Any]) -> None:
+    """Writes a journal, whole or not at all, with its own hash."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps({**said, "sha256": manifest_hash(said)}), encoding="utf-8")
+    _sync(part)
+    os.replace(part, path)
+
+
+def _said(path: Path, files_of: Callable[[Any], list[dict[str, str]]]) -> dict[str, Any] | None:
+    """What a journal says, if it and the files beside it that it lists are what was written."""
+    try:
+        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        whole = said.pop("sha256") == manifest_hash(said)
+        if whole and all(file_hash(path.with_name(file["file"])) == file["sha256"] for file in files_of(said)):
+            return said
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        log.debug("%s: %r", path, error)
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -180,6 +180,9 @@ def _say_start(console: Console, sweep: study.Study, pending: int, taken: int, l
         + ", compiled" * (sweep.runtime.compile == "on")
         + (f"; {taken} taken over from other sweeps" if sweep.options.reuse else "")
     )
+    longest = max(trial.config.steps * trial.config.train.batch_size for trial in design.one_block())
+    if repeats := sweep.data.said_to_repeat(longest):
+        console.print(repeats, highlight=False)
     console.print(f"results: {shown(sweep.results, '')}")
 
 

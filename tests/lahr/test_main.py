@@ -32,6 +32,7 @@ def test_one_trial_without_ray_and_again_from_its_checkpoint(tmp_path, cache):
     first = lahr(tmp_path, cache, *words)
     assert first.returncode == 0, first.stderr
     assert "validation loss" in first.stdout
+    assert "the training text has 1,600 tokens, and a trial reads them 1.96 times\n" in first.stdout
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "config.json").read_text())["model"]["mod_capacity"] == 0.125
     curve = pd.read_parquet(run / "metrics.parquet")

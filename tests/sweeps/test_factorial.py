@@ -234,6 +234,7 @@ def test_a_whole_sweep_then_status_more_seeds_another_design_and_the_report(plac
     ran = study(*place, "--seeds", "1")
     assert ran.returncode == 0, ran.stderr
     assert "Exploratory after 3,072 training tokens a trial" in " ".join(ran.stdout.split())
+    assert "and a trial reads them" in " ".join(ran.stdout.split())
     assert "tensorboard --logdir" in ran.stdout
     assert "report/report.html" in ran.stdout
     folder = tmp_path / "results" / "smoke-words"

@@ -169,7 +169,7 @@ def test_local_files_are_anchored_and_names_stay_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "text.txt").write_text("a\n\nb")
     (tmp_path / "tokenizer.json").write_text("{}")
-    for name in ("stories", "gpt2"):
+    for name in ("stories", "gpt2", "prosqa", "prosqa:c=2", "probe:swaps"):
         (tmp_path / name).mkdir()
     local = anchored(DataConfig(corpus=" text.txt", tokenizer="tokenizer.json"))
     assert (local.corpus, local.tokenizer) == (str(tmp_path / "text.txt"), str(tmp_path / "tokenizer.json"))
@@ -177,5 +177,8 @@ def test_local_files_are_anchored_and_names_stay_names(tmp_path, monkeypatch):
         DataConfig(),
         DataConfig(corpus="owner/name", tokenizer="gpt2"),
         DataConfig(corpus="tinystories"),
+        DataConfig(corpus="prosqa"),  # seen to fail: sweeps took a folder of that name, and `train` the corpus
+        DataConfig(corpus="prosqa:c=2"),
+        DataConfig(corpus="probe:swaps"),
     ):
         assert anchored(config) == config

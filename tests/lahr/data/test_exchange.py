@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from lahr.data import fetch, publish
+from lahr.data import fetch, prepare, publish, published_at
 from lahr.errors import ConfigError
 from lahr.files import Folder
 from lahr.machine import Demands
@@ -63,6 +63,19 @@ def test_what_cannot_be_fetched_is_said_and_leaves_nothing(tiny_data, tmp_path):
     with pytest.raises(ConfigError, match="is damaged"):
         fetch(source, TINY.data, BLOCK, tmp_path / "cache")
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] in ([".lock"], [".lock", ".lock"])
+
+
+def test_a_published_copy_that_is_damaged_is_prepared_and_published_anew(tiny_data, tmp_path, caplog):
+    """Seen to fail: it stopped what could have been prepared. Caught: its manifest left, for which `publish` took it
+    for whole."""
+    place = Folder.at(tmp_path / "shared")
+    source = publish(tiny_data, place)
+    source.write("tokenizer.json", b"{}")
+    again = prepare(TINY.data, TINY.model.vocab_size, BLOCK, tmp_path / "cache", elsewhere=published_at(place))
+    assert again.content_hash == tiny_data.content_hash
+    assert f"the prepared data at {source.uri} is damaged; it is not used any more" in caplog.text
+    publish(again, place)
+    assert fetch(source, TINY.data, BLOCK, tmp_path / "other").content_hash == tiny_data.content_hash
 
 
 def test_a_machine_says_what_it_lacks(tmp_path):

@@ -138,6 +138,34 @@ def test_floors_of_generated_parts_stay(tmp_path: Path) -> None:
     assert all(d == next(alone) for d in documents if d.bits is not None)
 
 
+def test_a_part_with_stages_is_refused(made) -> None:
+    """Seen to fail: its stages were read as one text, mixed up."""
+    made("x", endless("x", stages=7))
+    made("y", endless("y"))
+    with pytest.raises(ConfigError, match=r"'x' has 7 stages, .* a mixture has none; give it alone"):
+        corpus_of("0.5 x + 0.5 y")
+    assert "'prosqa' has 7 stages" in refusal("0.5 prosqa + 0.5 stories")
+
+
+def test_a_mixture_goes_on_with_the_text_that_was_taken(made) -> None:
+    """A part that can have another text by then is of the old one. Caught: the parts' `taken` exchanged."""
+
+    def part(name: str, revision: str) -> Corpus:
+        return endless(
+            name + revision, taken=lambda: {"of": name, "at": revision}, as_taken=lambda t: part(t["of"], t["at"])
+        )
+
+    made("x", part("x", "2"))
+    made("y", part("y", "2"))
+    made("z", endless("z"))
+    mixed = corpus_of("0.5 x + 0.25 y + 0.25 z")
+    then = mixed.taken()
+    then["parts"] = [{"of": "x", "at": "1"}, {"of": "y", "at": "0"}, {}]
+    assert {d.text[:2] for d in islice(mixed.at(then).train(), 9)} == {"x1", "y0", "zz"}
+    assert {d.text[:2] for d in islice(mixed.at(then).validation(), 9)} == {"x1", "y0", "zz"}
+    assert mixed.at(then).taken() == then
+
+
 def test_labels_and_words_are_joined(made) -> None:
     same, own = Label("recall/0-16", 0.1, 1.0), Label("count", 0.2)
     made("x", endless("x", labels=(same,), words=("<a>", "<b>"), only_words=True, tagged=True))

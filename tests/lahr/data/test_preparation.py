@@ -198,6 +198,20 @@ def test_content_hash_is_of_tokens_and_tokenizer_only(tmp_path: Path, monkeypatc
     assert content("one") == content("two")  # nor does the size of a shard enter
 
 
+def test_text_that_is_read_again_is_said(data: TokenData, cache: Path) -> None:
+    """How often, in rows of whatever kind. Caught: segments and stages left out."""
+    windows = len(data.train)
+    assert data.said_to_repeat(windows) == "" and windows == (20_000 - 1) // 64
+    said = "the training text has 20,000 tokens, and a trial reads them"
+    assert data.said_to_repeat(windows * 3 // 2) == f"{said} 1.5 times"
+    rows = prepare(ROWS, 512, 64, cache)
+    assert rows.said_to_repeat(4 * len(rows.train)) == ""
+    assert rows.said_to_repeat(8 * len(rows.train)) == f"{said} 2 times"
+    staged = replace(data, stages=2)
+    assert staged.said_to_repeat(windows // 2) == ""
+    assert staged.said_to_repeat(windows // 2 * 12) == f"{said} 12 times"
+
+
 def test_many_shards_hold_the_same_tokens(data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "SHARD_TOKENS", 1024)
     many = prepare(STORIES, 512, 64, tmp_path)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lahr.config import DataConfig
-from lahr.data import cleaning, streams
+from lahr.data import cleaning, preparation, shards, streams
 from lahr.data.corpora import find_corpus
 from lahr.data.streams import HubName, hub_name
 from lahr.errors import ConfigError
@@ -226,10 +226,73 @@ def test_offline_a_copy_is_used_and_its_commit_is_known_if_it_says(says, hub, tm
         (copy / "refs").mkdir()
         (copy / "refs" / "main").write_text("abad1dea\n")
     found = corpus()
-    assert found.taken()["revision"] == "unknown"
+    assert found.taken()["revision"] == ("abad1dea" if says else None)
     assert texts(found.train())
-    assert found.taken()["revision"] == ("abad1dea" if says else "unknown")
     assert asked == [("owner/name", None, {"revision": None, "streaming": True})]
+
+
+@pytest.fixture
+def moving(hub, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A dataset with other text in each of its commits, and which of them the Hub has now."""
+
+    def put(commits: dict[str, list[str]], now: str) -> None:
+        def load_dataset(name: str, config: str | None = None, *, revision: str | None, **options: Any) -> Any:
+            if revision not in commits:
+                raise ValueError(f"no revision {revision}")
+            return generated(lambda: ({"text": text} for text in commits[revision]))
+
+        hub(None)
+        monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+        monkeypatch.setattr(
+            huggingface_hub.HfApi, "repo_info", lambda *_, **options: type("Info", (), {"sha": now})()
+        )
+
+    return put
+
+
+def test_a_preparation_that_was_cut_off_goes_on_with_the_commit_that_it_began_with(
+    moving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen to fail: after a kill what followed was of the commit of then, at the old one's number of documents."""
+    old, new = (
+        [f"{word} number {i} is {i * i % 97} and no other." for i in range(3000)] for word in ("One", "New")
+    )
+    config = DataConfig(corpus="owner/name", train_tokens=20_000, validation_blocks=4)
+    monkeypatch.setattr(preparation, "LEAST_VALIDATION_TOKENS", 1 << 10)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1 << 12)
+    moving({"old": old}, "old")
+    whole = preparation.prepare(config, 300, 32, tmp_path / "whole")
+
+    def dies(what: str, share: float) -> None:
+        if what == "tokenising train" and share > 0.5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        preparation.prepare(config, 300, 32, tmp_path / "cut", dies)
+    moving({"new": new}, "new")  # the old one is gone
+    with pytest.raises(
+        ConfigError, match=r"no revision old.*is of commit old: remove the folder .*\.part to begin"
+    ):
+        preparation.prepare(config, 300, 32, tmp_path / "cut")
+    moving({"old": old, "new": new}, "new")
+    cut = preparation.prepare(config, 300, 32, tmp_path / "cut")
+    assert cut.content_hash == whole.content_hash
+    assert json.loads((cut.folder / "manifest.json").read_text())["taken"]["revision"] == "old"
+    other = preparation.prepare(config, 300, 32, tmp_path / "other")
+    assert other.content_hash != whole.content_hash
+    assert {path.name for path in cut.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
+def test_text_that_is_not_utf_8_is_said_and_tried_again(hub, caplog) -> None:
+    """The file may have come damaged; one that stays so is an error with the row."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from ({"text": text} for text in TEXTS[:57])
+        yield {"text": b"caf\xe9".decode()}
+
+    hub(generated(rows))
+    with pytest.raises(ConfigError, match=r"broke off after 57 rows of 'train'.*UnicodeDecodeError: 'utf-8' codec"):
+        texts(corpus().train())
 
 
 def test_rows_are_cleaned(hub, caplog) -> None:

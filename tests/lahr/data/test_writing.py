@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from lahr.data import shards
 from lahr.data.shards import open_split
 from lahr.data.spans import Encoded
-from lahr.data.writing import SplitWriter, forget, is_begun
+from lahr.data.writing import SplitWriter, begin, begun, forget, is_begun
 
 COLUMNS = {"token": np.dtype(np.uint16), "label": np.dtype(np.uint8), "target": np.dtype(np.uint16)}
 
@@ -139,6 +139,26 @@ def test_where_the_journal_or_a_shard_is_damaged_it_starts_over(
     assert SplitWriter(tmp_path / "cut", "train", COLUMNS).documents == 0
     assert write(tmp_path / "cut", given_) == entry
     assert contents(tmp_path / "cut") == contents(tmp_path / "whole")
+
+
+def test_what_all_shards_depend_on_is_found_again_whole_or_not_at_all(tmp_path: Path, monkeypatch, caplog) -> None:
+    """Seen to fail: the tokenizer of finished shards was taken as it lay there. Caught: a journal that names none."""
+    (tmp_path / "tokenizer.json").write_text("entries")
+    begin(tmp_path, "tokenizer.json", {"revision": None, "parts": [1.5, "x"]})
+    assert begun(tmp_path) is None  # there is no shard yet
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 16)
+    write(tmp_path, documents([7, 20, 3]), 2)
+    assert begun(tmp_path) == {"revision": None, "parts": [1.5, "x"]} and not caplog.records
+    for path in (tmp_path / "tokenizer.json", tmp_path / "begun.json"):
+        content = path.read_bytes()
+        for damaged in (content[:-2], content.replace(b"e", b"f", 1), None):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            assert begun(tmp_path) is None and "is damaged" in caplog.text
+            caplog.clear()
+            path.write_bytes(content)
+    assert begun(tmp_path)
+    forget(tmp_path)
+    assert begun(tmp_path) is None and not caplog.records and not (tmp_path / "begun.json").exists()
 
 
 def test_what_was_being_written_when_it_was_cut_off_does_not_count(

@@ -141,7 +141,17 @@ def _parquet_texts(file: Path, column: str) -> Iterator[str | None]:
         a_row = sum(table.metadata.row_group(i).total_byte_size for i in range(table.num_row_groups))
         a_row //= max(1, table.metadata.num_rows)
         n_before, n_rows = 0, max(1, min(1024, BATCH_BYTES // max(1, a_row)))
-        for batch in table.iter_batches(batch_size=n_rows, columns=[column]):
+        batches = table.iter_batches(batch_size=n_rows, columns=[column])
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                raise ConfigError(
+                    f"{file} is damaged behind row {n_before} ({' '.join(str(error).split())[:200]}); get it anew, or "
+                    "give another file"
+                ) from error
+            if batch is None:
+                return
             try:
                 texts = batch.column(0).to_pylist()[::-1]
             except UnicodeDecodeError as error:

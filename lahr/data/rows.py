@@ -130,7 +130,7 @@ class Rows:
         """`ConfigError` where a document of which only answers count is longer than a row, and would lose some."""
         longest = self.split.longest_question
         check(
-            self.packing == "stream" or longest <= self.length,
+            longest <= self.length,
             f"{what} has a question of {longest} tokens, and a row is {self.length} (model.max_seq_len"
             f"{' x data.segments' if self.segments > 1 else ''}); give --model.max-seq-len "
             f"{-(-longest // self.segments)} or more",

@@ -176,7 +176,7 @@ class _Source:
             )
         except Exception as error:  # every dataset fails in its own way; the user needs the reason, not the kind
             which = "give its configuration as owner/name:configuration, or " if "onfig" in str(error) else ""
-            if self.pinned not in (None, newest):
+            if newest is not None and self.pinned not in (None, newest):
                 which = (
                     f"what was prepared of it before is of commit {self.pinned}: remove the folder in the cache whose "
                     "name ends in .part to begin with the newest one, or "

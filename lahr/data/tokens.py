@@ -41,12 +41,12 @@ class TokenData:
 
     def said_to_repeat(self, windows: int) -> str:
         """A sentence, where a trial that reads so many windows finds no more new ones and reads them again; else ""."""
-        times = windows / self.train.segments / (len(self.train) // self.stages)
-        if times <= 1:
+        rows = len(self.train) // self.stages
+        times = windows / self.train.segments / rows
+        if times < 1.005:
             return ""
-        return (
-            f"the training text has {self.train.split.n_tokens:,} tokens, and a trial reads them {times:.3g} times"
-        )
+        what = f"{self.train.split.n_tokens:,} tokens" if self.stages == 1 else f"{rows:,} questions"
+        return f"the training text has {what}, and a trial reads them {times:.3g} times"
 
     @cached_property
     def windows(self) -> Windows:

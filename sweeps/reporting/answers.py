@@ -168,6 +168,11 @@ def _picture(
                 own = [label[what] for key, label in known.items() if key.partition("/")[0] == kind]
                 if None not in own and len(set(own)) == 1:
                     axes.axhline(100 * own[0], color=GREY, linestyle=line, linewidth=1.2, zorder=0)
+                elif axes is right:
+                    for place, name in enumerate(groups):
+                        if (value := known[name][what]) is not None:
+                            ends = place - 0.4, place + 0.4
+                            axes.hlines(100 * value, *ends, color=GREY, linestyle=line, linewidth=1.2, zorder=0)
             axes.set_ylim(-3, 103)
         left.set_ylabel("accuracy, %")
         left.set_title(kind, loc="left", fontsize=11)

@@ -167,3 +167,15 @@ def test_a_parquet_row_that_is_not_utf_8_is_refused_with_its_place(tmp_path: Pat
         ConfigError, match=r"x.parquet, rows 31 to 31, has text that is not UTF-8 in the column 'text'"
     ):
         texts(corpus(tmp_path / "x.parquet"))
+
+
+def test_a_parquet_file_whose_body_is_damaged_is_refused(tmp_path: Path) -> None:
+    """Seen to fail: it ended in a traceback of pyarrow's."""
+    path = write(tmp_path / "x.parquet", TEXTS * 3)
+    content = bytearray(path.read_bytes())
+    content[60:2000] = bytes(1940)
+    path.write_bytes(content)
+    with pytest.raises(
+        ConfigError, match=r"x.parquet is damaged behind row 0 \(.*\); get it anew, or give another"
+    ):
+        texts(corpus(path))

@@ -207,9 +207,10 @@ def test_text_that_is_read_again_is_said(data: TokenData, cache: Path) -> None:
     rows = prepare(ROWS, 512, 64, cache)
     assert rows.said_to_repeat(4 * len(rows.train)) == ""
     assert rows.said_to_repeat(8 * len(rows.train)) == f"{said} 2 times"
-    staged = replace(data, stages=2)
-    assert staged.said_to_repeat(windows // 2) == ""
-    assert staged.said_to_repeat(windows // 2 * 12) == f"{said} 12 times"
+    staged, questions = replace(data, stages=2), windows // 2
+    assert staged.said_to_repeat(questions) == staged.said_to_repeat(questions * 1003 // 1000) == ""
+    said = f"the training text has {questions} questions, and a trial reads them 12 times"
+    assert staged.said_to_repeat(questions * 12) == said
 
 
 def test_many_shards_hold_the_same_tokens(data: TokenData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from sweeps.analysis.contrasts import switches
 from sweeps.reporting import answers
@@ -98,6 +99,17 @@ def test_the_table_is_by_kind_and_group_with_chance_and_ceiling():
     other = [*LABELS, {"name": "recall/far", "chance": 0.1, "ceiling": 1.0}]
     text, _ = answers.section(table(), curves_of(table()), other, DESIGN)
     assert rows_of(text, "accuracy, %")["recall"]["chance"] == "–"
+
+
+def test_groups_whose_chance_differs_have_a_line_each(monkeypatch):
+    """Seen to fail: they had none. One line through all where they agree."""
+    drawn: list[tuple[float, float, float]] = []
+    monkeypatch.setattr(Axes, "hlines", lambda self, y, first, last, **style: drawn.append((y, first, last)))
+    section(table())
+    assert not drawn
+    other = [*LABELS[:1], {"name": "recall/16-", "chance": 0.1, "ceiling": 1.0}]
+    answers.section(table(), curves_of(table()), other, DESIGN)
+    assert drawn == [(25.0, -0.4, 0.4), (10.0, 0.6, 1.4)]
 
 
 def test_differences_are_paired_by_seed():

@@ -58,11 +58,11 @@ class Corpus:
     taken: Callable[[], dict[str, Any]] = dict
     """Where the text comes from, in values of JSON: files and their hashes, a dataset and its commit. For that the Hub
     is asked."""
-    as_taken: Callable[[dict[str, Any]], "Corpus"] | None = None
+    as_taken: Callable[[dict[str, Any]], "Corpus | None"] | None = None
     """The same corpus with the text that such a `taken` says; None where the identity says it all."""
 
-    def at(self, taken: dict[str, Any]) -> "Corpus":
-        """The same corpus with the text that its `taken` said, maybe on another day."""
+    def at(self, taken: dict[str, Any]) -> "Corpus | None":
+        """The same corpus with the text that its `taken` said, maybe on another day; None where it does not say."""
         return self.as_taken(taken) if self.as_taken else self
 
 

@@ -114,6 +114,11 @@ def _mixed(parts: Sequence[Part], corpora: Sequence[Corpus], train_tokens: int) 
     def validation() -> Iterator[Document]:
         return _interleaved(parts, [corpus.validation() for corpus in corpora], "the validation split of ", None)
 
+    def again(taken: dict[str, Any]) -> Corpus | None:
+        found = [corpus.at(own) for corpus, own in zip(corpora, taken["parts"], strict=True)]
+        known = [corpus for corpus in found if corpus is not None]
+        return _mixed(parts, known, train_tokens) if len(known) == len(found) else None
+
     return Corpus(
         identity="mixture "
         + " + ".join(f"{p.weight!r} ({c.identity})" for p, c in zip(parts, corpora, strict=True)),
@@ -125,9 +130,7 @@ def _mixed(parts: Sequence[Part], corpora: Sequence[Corpus], train_tokens: int) 
         only_words=all(corpus.only_words for corpus in corpora),
         tagged=any(corpus.tagged for corpus in corpora),
         taken=taken,
-        as_taken=lambda taken: _mixed(
-            parts, [corpus.at(own) for corpus, own in zip(corpora, taken["parts"], strict=True)], train_tokens
-        ),
+        as_taken=again,
     )
 
 

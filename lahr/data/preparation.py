@@ -147,13 +147,17 @@ def _write(
     folder: Path, corpus: Corpus, config: DataConfig, vocab_size: int, validation_tokens: int, report: Report
 ) -> None:
     taken = begun(folder)
-    if taken is None:
+    # A Hub dataset may have another commit by now.
+    then = corpus.at(taken) if taken is not None else None
+    if taken is not None and then is None:
+        log.warning("of which commit the shards in %s are is not known; all begins anew", folder)
+    if taken is None or then is None:
         for left_over in folder.iterdir():
             left_over.unlink()
         tokenizer = _tokenizer(folder, corpus, config, vocab_size, report)
         begin(folder, TOKENIZER, taken := corpus.taken())
     else:
-        corpus = corpus.at(taken)  # a Hub dataset may have another commit by now
+        corpus = then
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     eot = cast(int, tokenizer.token_to_id(END_OF_TEXT))  # no tokenizer is taken without it
     encoder = Encoder(tokenizer, corpus.labels, eot)

@@ -63,7 +63,7 @@ def hub_corpus(name: HubName, column: str, pinned: str | None = None) -> Corpus:
         lambda: side(False),
         lambda: side(True),
         taken=source.taken,
-        as_taken=lambda taken: hub_corpus(name, column, taken["revision"]),
+        as_taken=lambda taken: hub_corpus(name, column, taken["revision"]) if taken["revision"] else None,
     )
 
 

@@ -164,6 +164,8 @@ def test_a_mixture_goes_on_with_the_text_that_was_taken(made) -> None:
     assert {d.text[:2] for d in islice(mixed.at(then).train(), 9)} == {"x1", "y0", "zz"}
     assert {d.text[:2] for d in islice(mixed.at(then).validation(), 9)} == {"x1", "y0", "zz"}
     assert mixed.at(then).taken() == then
+    made("x", endless("x", as_taken=lambda taken: None))
+    assert corpus_of("0.5 x + 0.5 y").at(then | {"parts": then["parts"][:2]}) is None
 
 
 def test_labels_and_words_are_joined(made) -> None:

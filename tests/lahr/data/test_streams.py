@@ -235,7 +235,7 @@ def test_offline_a_copy_is_used_and_its_commit_is_known_if_it_says(says, hub, tm
 def moving(hub, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """A dataset with other text in each of its commits, and which of them the Hub has now."""
 
-    def put(commits: dict[str, list[str]], now: str) -> None:
+    def put(commits: dict[str | None, list[str]], now: str) -> None:
         def load_dataset(name: str, config: str | None = None, *, revision: str | None, **options: Any) -> Any:
             if revision not in commits:
                 raise ValueError(f"no revision {revision}")
@@ -281,6 +281,32 @@ def test_a_preparation_that_was_cut_off_goes_on_with_the_commit_that_it_began_wi
     other = preparation.prepare(config, 300, 32, tmp_path / "other")
     assert other.content_hash != whole.content_hash
     assert {path.name for path in cut.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
+
+
+def test_a_preparation_whose_commit_was_not_known_begins_anew_and_says_so(
+    moving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+) -> None:
+    """Of a local copy that names none. Seen to fail: what followed was of the commit that the Hub has by then."""
+    old, new = (
+        [f"{word} number {i} is {i * i % 97} and no other." for i in range(3000)] for word in ("One", "New")
+    )
+    config = DataConfig(corpus="owner/name", train_tokens=20_000, validation_blocks=4)
+    monkeypatch.setattr(preparation, "LEAST_VALIDATION_TOKENS", 1 << 10)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 1 << 12)
+    (tmp_path / "hub" / "datasets--owner--name").mkdir(parents=True)
+    moving({None: old, "new": new}, "new")
+
+    def dies(what: str, share: float) -> None:
+        if what == "tokenising train" and share > 0.5:
+            raise InterruptedError
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(InterruptedError):
+        preparation.prepare(config, 300, 32, tmp_path / "cut", dies)
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    cut = preparation.prepare(config, 300, 32, tmp_path / "cut")
+    assert "of which commit the shards in" in caplog.text
+    assert cut.content_hash == preparation.prepare(config, 300, 32, tmp_path / "whole").content_hash
 
 
 def test_text_that_is_not_utf_8_is_said_and_tried_again(hub, caplog) -> None:

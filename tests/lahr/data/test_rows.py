@@ -169,7 +169,9 @@ def test_a_question_longer_than_a_row_is_refused_with_the_number_that_would_do()
     assert enough == 7
     Rows(split, enough, 3, "documents").require_whole("the text")
     Rows(split, 20, 1, "documents").require_whole("the text")
-    Rows(split, 6).require_whole("the text")  # a stream cuts whatever it is
+    Rows(split, 20).require_whole("the text")
+    with pytest.raises(ConfigError, match="has a question of 20 tokens, and a row is 19"):
+        Rows(split, 19).require_whole("the text")  # a stream would cut it too
 
 
 def test_too_few_documents_are_said() -> None:

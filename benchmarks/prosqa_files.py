@@ -33,7 +33,8 @@ def main(sweep: tyro.conf.Positional[Path], files: tyro.conf.Positional[list[Pat
     results = Results.at(str(sweep.absolute().parent), sweep.name)
     trials = results.table(results.design())
     diverged = int((trials["status"] != "finished").sum())
-    print(f"{diverged} diverged trials are not asked\n" if diverged else "", end="")
+    if diverged:
+        print(f"{diverged} diverged trials are not asked")
     trials = trials[trials["status"] == "finished"]
     check(len(trials) > 0, f"{sweep} has no finished trial that this version of the code would make")
     shares: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
@@ -45,7 +46,7 @@ def main(sweep: tyro.conf.Positional[Path], files: tyro.conf.Positional[list[Pat
             texts = [document(question, said.stages, said.stages, said.c).text for question in questions]
             right = answers(trained, texts, batch)
             context = trained.config.model.max_seq_len
-            check(len(right) > 0, f"no question of {name} fits into the {context} tokens of {trial}")
+            check(len(right) > 0, f"no question of {name} fits into the {context} tokens of {trial}; leave it out")
             left_out[name] = len(texts) - len(right)
             shares[cell][name].append(100 * float(np.mean(right)))
         print(

@@ -250,63 +250,61 @@ def moving(hub, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return put
 
 
-def test_a_preparation_that_was_cut_off_goes_on_with_the_commit_that_it_began_with(
-    moving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Seen to fail: after a kill what followed was of the commit of then, at the old one's number of documents."""
-    old, new = (
-        [f"{word} number {i} is {i * i % 97} and no other." for i in range(3000)] for word in ("One", "New")
-    )
+OLD, NEW = ([f"{word} number {i} is {i * i % 97} and no other." for i in range(3000)] for word in ("One", "New"))
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
+    """Prepares the dataset in small shards, below a name; `dies` in the middle of the training split where asked."""
     config = DataConfig(corpus="owner/name", train_tokens=20_000, validation_blocks=4)
     monkeypatch.setattr(preparation, "LEAST_VALIDATION_TOKENS", 1 << 10)
     monkeypatch.setattr(shards, "SHARD_TOKENS", 1 << 12)
-    moving({"old": old}, "old")
-    whole = preparation.prepare(config, 300, 32, tmp_path / "whole")
 
-    def dies(what: str, share: float) -> None:
-        if what == "tokenising train" and share > 0.5:
-            raise InterruptedError
+    def run(name: str, dies: bool = False) -> Any:
+        def progress(what: str, share: float) -> None:
+            if dies and what == "tokenising train" and share > 0.5:
+                raise InterruptedError
+
+        return preparation.prepare(config, 300, 32, tmp_path / name, progress)
+
+    return run
+
+
+def test_a_preparation_that_was_cut_off_goes_on_with_the_commit_that_it_began_with(moving, prepared) -> None:
+    """Seen to fail: after a kill what followed was of the commit of then, at the old one's number of documents."""
+    moving({"old": OLD}, "old")
+    whole = prepared("whole")
 
     with pytest.raises(InterruptedError):
-        preparation.prepare(config, 300, 32, tmp_path / "cut", dies)
-    moving({"new": new}, "new")  # the old one is gone
+        prepared("cut", dies=True)
+    moving({"new": NEW}, "new")  # the old one is gone
     with pytest.raises(
         ConfigError, match=r"no revision old.*is of commit old: remove the folder .*\.part to begin"
     ):
-        preparation.prepare(config, 300, 32, tmp_path / "cut")
-    moving({"old": old, "new": new}, "new")
-    cut = preparation.prepare(config, 300, 32, tmp_path / "cut")
+        prepared("cut")
+    moving({"old": OLD, "new": NEW}, "new")
+    cut = prepared("cut")
     assert cut.content_hash == whole.content_hash
     assert json.loads((cut.folder / "manifest.json").read_text())["taken"]["revision"] == "old"
-    other = preparation.prepare(config, 300, 32, tmp_path / "other")
+    other = prepared("other")
     assert other.content_hash != whole.content_hash
     assert {path.name for path in cut.folder.iterdir()} == {path.name for path in whole.folder.iterdir()}
 
 
 def test_a_preparation_whose_commit_was_not_known_begins_anew_and_says_so(
-    moving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
+    moving, prepared, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog
 ) -> None:
     """Of a local copy that names none. Seen to fail: what followed was of the commit that the Hub has by then."""
-    old, new = (
-        [f"{word} number {i} is {i * i % 97} and no other." for i in range(3000)] for word in ("One", "New")
-    )
-    config = DataConfig(corpus="owner/name", train_tokens=20_000, validation_blocks=4)
-    monkeypatch.setattr(preparation, "LEAST_VALIDATION_TOKENS", 1 << 10)
-    monkeypatch.setattr(shards, "SHARD_TOKENS", 1 << 12)
     (tmp_path / "hub" / "datasets--owner--name").mkdir(parents=True)
-    moving({None: old, "new": new}, "new")
-
-    def dies(what: str, share: float) -> None:
-        if what == "tokenising train" and share > 0.5:
-            raise InterruptedError
+    moving({None: OLD, "new": NEW}, "new")
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InterruptedError):
-        preparation.prepare(config, 300, 32, tmp_path / "cut", dies)
+        prepared("cut", dies=True)
     monkeypatch.delenv("HF_HUB_OFFLINE")
-    cut = preparation.prepare(config, 300, 32, tmp_path / "cut")
+    cut = prepared("cut")
     assert "of which commit the shards in" in caplog.text
-    assert cut.content_hash == preparation.prepare(config, 300, 32, tmp_path / "whole").content_hash
+    assert cut.content_hash == prepared("whole").content_hash
 
 
 def test_text_that_is_not_utf_8_is_said_and_tried_again(hub, caplog) -> None:
@@ -319,6 +317,7 @@ def test_text_that_is_not_utf_8_is_said_and_tried_again(hub, caplog) -> None:
     hub(generated(rows))
     with pytest.raises(ConfigError, match=r"broke off after 57 rows of 'train'.*UnicodeDecodeError: 'utf-8' codec"):
         texts(corpus().train())
+    assert sum(r.name == streams.__name__ for r in caplog.records) == 2
 
 
 def test_rows_are_cleaned(hub, caplog) -> None:

@@ -40,14 +40,15 @@ class Stage:
         """Each time that a trial of the sweep was gone on with by another process."""
         return taken_again(self._steps, running.results.name)
 
-    def took_steps(self, name: str, since: float = 0.0, only: Collection[str] | None = None) -> list[int]:
-        """The hosts that have taken steps of that sweep after a moment; of those trials alone, where some are given."""
-        names = {
-            process.partition("-")[0]
+    def took_steps(self, name: str, since: float = 0.0, only: Collection[str] | None = None) -> dict[str, int]:
+        """Process that has taken steps of that sweep after a moment → its host; of those trials alone, where some are
+        given."""
+        hosts = {f"lahr{host}": host for host in self.hosts.all}
+        return {
+            process: hosts[process.partition("-")[0]]
             for process, (trial, _), when in taken(self._steps, name)
             if when > since and (only is None or trial in only)
         }
-        return [host for host in self.hosts.all if f"lahr{host}" in names]
 
     def first_step(self, running: Running) -> float | None:
         """When the first step of the sweep's trials was begun; None before."""
@@ -69,10 +70,17 @@ class Stage:
             whole(240)
             return len(gone)
 
-    def with_workers(self, running: Running, among: tuple[int, ...] = (2, 3), before: int = STEPS // 2) -> int:
+    def with_workers(
+        self,
+        running: Running,
+        among: tuple[int, ...] = (2, 3),
+        before: int = STEPS // 2,
+        ended: Collection[str] = (),
+    ) -> int:
         """A host that takes a step from now on, of a trial whose newest checkpoint is there and no later than `before`.
 
-        So a fault there is felt by a trial that no earlier fault has stopped, and that is far from its end.
+        So a fault there is felt by a trial that is far from its end. Processes that an earlier fault has `ended` do not
+        count: some take another step after a raylet's or a driver's death.
         """
         asked = time.time()
         found: list[int] = []
@@ -80,7 +88,7 @@ class Stage:
         def on_its_way() -> bool:
             saved = [trial for trial, step in newest_checkpoints(running.results).items() if 0 < step <= before]
             busy = self.took_steps(running.results.name, asked, saved)
-            found[:] = [host for host in busy if host in among]
+            found[:] = [host for process, host in busy.items() if host in among and process not in ended]
             return bool(found) or running.process.poll() is not None
 
         until(on_its_way, 120, running.said)

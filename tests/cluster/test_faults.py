@@ -32,16 +32,19 @@ def test_kills_and_a_lost_host_change_no_result(stage: Stage):
     this process, and what was finished is not done again."""
     hosts = stage.hosts
     running = stage.start("disturbed", OPTIONS, PACE)
+    ended: set[str] = set()  # processes, by a fault
 
-    def busy(among: tuple[int, ...]) -> int:
-        return stage.with_workers(running, among, before=STEPS // 2)
+    def busy(among: tuple[int, ...], ends_all: bool = False) -> int:
+        host = stage.with_workers(running, among, before=STEPS // 2, ended=ended)
+        ended.update(p for p, on in stage.took_steps(running.results.name).items() if ends_all or on == host)
+        return host
 
     assert hosts.kill(busy((1, 2, 3)), "RayTrainWorker")
     assert hosts.kill(busy((2, 3)), "raylet/raylet")
     # After this the head alone may have room for a while: what dead launches had reserved is given back in minutes.
-    assert busy((1, 2, 3)) and hosts.kill(1, "ImplicitFunc")
+    assert busy((1, 2, 3), ends_all=True) and hosts.kill(1, "ImplicitFunc")
     running.until_finished(1)
-    assert busy((1, 2, 3)) and hosts.kill(1, "factorial.py")
+    assert busy((1, 2, 3), ends_all=True) and hosts.kill(1, "factorial.py")
     running.process.wait()
     kept = {path: path.stat().st_mtime_ns for path in running.results.glob("trials/*/result.json")}
 

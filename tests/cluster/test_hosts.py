@@ -68,7 +68,7 @@ def test_trials_run_on_every_host_and_end_in_a_verdict(cluster, stage, sweep):
     """Seen to fail with one lane: all on the head."""
     process, log = sweep
     assert process.wait(timeout=240) == 0, log.read_text()
-    assert stage.took_steps("one") == [1, 2, 3]
+    assert set(stage.took_steps("one").values()) == {1, 2, 3}
     assert len(list(cluster.results("one").glob("trials/*/result.json"))) == 8
     assert (cluster.results("one") / "report" / "verdict.json").exists()
 

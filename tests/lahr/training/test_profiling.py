@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 
 from lahr.files import Folder
@@ -24,8 +25,12 @@ def profiled(config, data, folder, runtime=None):
     return records, said, watch
 
 
-def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(tiny, tiny_data, tmp_path):
-    """Caught: hooks that stay; a mechanism that is missing; a backward pass that nobody owns."""
+def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(tiny, tiny_data, tmp_path, monkeypatch):
+    """Caught: hooks that stay; a mechanism that is missing; a backward pass that nobody owns.
+
+    Every operation counts as a millisecond, for what else the machine does is in their times.
+    """
+    monkeypatch.setattr(FunctionEvent, "self_cpu_time_total", 1000)
     config, folder = tiny(FULL), Folder.at(tmp_path)
     plain = list(train(config, tiny_data, Runtime()))
     records, (table,), watch = profiled(config, tiny_data, folder)
@@ -39,7 +44,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(tiny, tin
     assert {"blocks", "mod", "latent", "memory", "head", "embedding", "optimizer"} <= found.keys()
     for mechanism in ("blocks", "mod", "latent", "memory"):
         forward, backward = found[mechanism]
-        assert 0.5 < backward / forward < 5, mechanism  # each has a backward pass of its own, of its size
+        assert 1 < backward / forward < 4, mechanism  # each has a backward pass of its own, of its size
     every = found.pop("all")
     assert sum(f + b for f, b in found.values()) == pytest.approx(sum(every), rel=0.05)
     assert found.get("the rest", (0, 0))[1] < 0.1 * sum(every)

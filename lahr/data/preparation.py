@@ -109,7 +109,7 @@ def is_whole(folder: Path) -> bool:
     try:
         read_manifest(folder)
     except Damaged as damage:
-        log.warning("prepared data is damaged (%s in %s); preparing it again", damage, folder)
+        log.warning("prepared data is damaged (%s in %s); it is not used", damage, folder)
         return False
     return True
 

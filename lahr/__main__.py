@@ -358,11 +358,11 @@ def _refuse_unused(model: ModelConfig, usual: ModelConfig) -> None:
 def _show(
     config: TrialConfig, data: object, runtime: Runtime, folder: Folder, console: Console, watch: Watch
 ) -> list[Record]:
-    """Trains with a progress bar; every record of the run."""
+    """Trains with a progress bar, or off a terminal a line an evaluation; every record of the run."""
     warnings: list[str] = []
     records = []
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=config.steps)
         training = train(config, data, runtime, folder.child("checkpoints"), warnings, watch)  # type: ignore[arg-type]
         for record in training:
@@ -372,6 +372,10 @@ def _show(
             loss = next((r.metrics["val_loss"] for r in reversed(records) if "val_loss" in r.metrics), None)
             said = f"loss {record.metrics['train_loss']:.3f}" + (f", validation {loss:.3f}" if loss else "")
             bar.update(task, completed=record.step, description=said)
+            if not console.is_terminal and "val_loss" in record.metrics:
+                left = TimeRemainingColumn().render(bar.tasks[task]).plain
+                line = f"step {record.step:,} of {config.steps:,}, {said}, {left} left"
+                console.print(line, highlight=False, soft_wrap=True)
     return records
 
 

@@ -91,7 +91,7 @@ class Stage:
             found[:] = [host for process, host in busy.items() if host in among and process not in ended]
             return bool(found) or running.process.poll() is not None
 
-        until(on_its_way, 120, running.said)
+        until(on_its_way, 240, running.said)
         assert found, running.said()
         return found[0]
 

@@ -17,7 +17,7 @@ from tests.cluster.on_prem import OnPrem
 
 STEPS, PACE = 96, 0.15
 OPTIONS = f"--seeds 1 --train.tokens {STEPS * 256} --train.checkpoints {STEPS // INTERVAL}"
-pytestmark = [pytest.mark.hosts, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.hosts, pytest.mark.timeout(900)]
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import os
 import sys
 import time
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -185,9 +186,9 @@ def prepare_corpus(argv: list[str]) -> int:
     took, cpu = time.perf_counter() - started, time.process_time() - cpu
     splits = {"training": data.train.split, "validation": data.validation.split}
     asked = options.data.train_tokens
-    short = (
-        "" if data.train.split.n_tokens >= asked else f"; it ends before the {asked:,} training tokens asked for"
-    )
+    # A corpus with stages has to end, or not all of them would be there.
+    ends = data.stages == 1 and data.train.split.n_tokens < asked
+    short = f"; it ends before the {asked:,} training tokens asked for" if ends else ""
     said = ", ".join(f"{s.n_tokens:,} {n} tokens in {s.documents.num_rows:,} documents" for n, s in splits.items())
     console.print(
         f"{data.description}: {said}; {data.bytes_per_token:.2f} bytes a token, vocabulary {data.vocab_size:,}"
@@ -373,8 +374,8 @@ def _show(
             said = f"loss {record.metrics['train_loss']:.3f}" + (f", validation {loss:.3f}" if loss else "")
             bar.update(task, completed=record.step, description=said)
             if not console.is_terminal and "val_loss" in record.metrics:
-                left = TimeRemainingColumn().render(bar.tasks[task]).plain
-                line = f"step {record.step:,} of {config.steps:,}, {said}, {left} left"
+                left = timedelta(seconds=round(record.seconds_left(config.steps)))
+                line = f"step {record.step:,} of {config.steps:,}, {said}, about {left} left"
                 console.print(line, highlight=False, soft_wrap=True)
     return records
 

@@ -40,6 +40,10 @@ class Progress:
         """The inverse of `to_json`."""
         return Progress(**{**record, "metrics": {k: float(v) for k, v in record["metrics"].items()}})
 
+    def seconds_left(self, steps: int) -> float:
+        """Of training until so many steps are done, at the mean pace so far, whatever starts the run has had."""
+        return self.seconds / self.step * (steps - self.step)
+
     def row(self) -> dict[str, Any]:
         """One flat row of a table."""
         flat = asdict(self)

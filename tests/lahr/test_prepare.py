@@ -55,6 +55,8 @@ def test_the_corpus_may_stand_first(text, tmp_path, capsys, monkeypatch, not_aga
     short = [*TINY[:-3], "999999", *TINY[-2:]]
     ended = run(capsys, "prepare", str(text), *short, "--cache", str(cache))
     assert ", vocabulary 300; it ends before the 999,999 training tokens asked for\n" in ended
+    stages = ("prepare", "prosqa:questions=200", "--preset", "prosqa", "--data.validation-blocks", "8")
+    assert "ends before" not in run(capsys, *stages, "--cache", str(cache))  # it has to end, or stages were missing
     not_again()
     assert f"{folder} (" in run(capsys, "prepare", "--data", str(text), *TINY, "--cache", str(cache))
     monkeypatch.chdir(tmp_path)  # a path from here, and by itself, is the same text

@@ -309,6 +309,11 @@ def test_training_learns(tiny, tiny_data):
     assert records[-1].metrics["val_loss"] < math.log(300) - 0.5
 
 
+def test_the_time_left_is_at_the_mean_pace_of_all_starts():
+    """Caught: what a progress bar estimates, which knows no record that is older than half a minute."""
+    assert Progress(50, 9, 1e9, 600.0, {}, "ab").seconds_left(200) == 1800
+
+
 def test_the_loop_reads_what_batches_say(tiny, tiny_data):
     config = tiny()
     batches = Batches(tiny_data.train, 4, seed=0)

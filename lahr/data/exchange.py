@@ -1,5 +1,6 @@
 """Prepared data on its way between machines: one prepares, puts it where all can read, and the others take it."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -44,7 +45,8 @@ def published_at(place: Folder) -> Callable[[Path], bool]:
         if _copy(source, folder):
             return True
         log.warning("the prepared data at %s is damaged; it is not used any more", source.uri)
-        source.remove(_MANIFEST)
+        with contextlib.suppress(OSError):  # who may not write there does not publish either
+            source.remove(_MANIFEST)
         return False
 
     return take
@@ -71,7 +73,7 @@ def _copy(source: Folder, folder: Path) -> bool:
     check(
         source.exists(_MANIFEST),
         f"the prepared data at {source.uri} cannot be seen from this machine; give --results a path that every machine "
-        "shares, or a URI such as s3://…",
+        "shares, or a URI such as s3://…; or, where it is one, start the sweep again: what was there was found damaged",
     )
     for left_over in folder.parent.glob(f"{folder.name}.part-*"):
         shutil.rmtree(left_over)  # of a process that died here: the lock is ours

@@ -145,6 +145,8 @@ def _parquet_texts(file: Path, column: str) -> Iterator[str | None]:
         while True:
             try:
                 batch = next(batches, None)
+            except MemoryError:  # one of Arrow's own is an ArrowException, too
+                raise
             except (pa.ArrowException, OSError) as error:
                 raise ConfigError(
                     f"{file} is damaged behind row {n_before} ({' '.join(str(error).split())[:200]}); get it anew, or "

@@ -177,9 +177,9 @@ class _Source:
         except Exception as error:  # every dataset fails in its own way; the user needs the reason, not the kind
             which = "give its configuration as owner/name:configuration, or " if "onfig" in str(error) else ""
             if newest is not None and self.pinned not in (None, newest):
-                which = (
-                    f"what was prepared of it before is of commit {self.pinned}: remove the folder in the cache whose "
-                    "name ends in .part to begin with the newest one, or "
+                which += (
+                    f"try again later; what was prepared of it before is of commit {self.pinned}, and if that is gone, "
+                    "remove the folder in the cache whose name ends in .part to begin with the newest one, or "
                 )
             raise ConfigError(
                 f"the dataset {self._said} cannot be loaded ({one_line(error)}); {which}{_INSTEAD}"

@@ -148,7 +148,8 @@ def begun(folder: Path) -> dict[str, Any] | None:
         return None
     said = _said(folder / _BEGUN, lambda said: said["files"])
     if said is None:
-        log.warning("what was prepared before it was cut off is damaged (%s); all begins anew", folder / _BEGUN)
+        what = "is damaged" if (folder / _BEGUN).exists() else "does not say where its text is from"
+        log.warning("what was prepared before it was cut off %s (%s); all begins anew", what, folder / _BEGUN)
     return said and said["taken"]
 
 

@@ -3,6 +3,7 @@ refused with the place."""
 
 import json
 import logging
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -167,6 +168,20 @@ def test_a_parquet_row_that_is_not_utf_8_is_refused_with_its_place(tmp_path: Pat
         ConfigError, match=r"x.parquet, rows 31 to 31, has text that is not UTF-8 in the column 'text'"
     ):
         texts(corpus(tmp_path / "x.parquet"))
+
+
+def test_a_parquet_file_for_which_memory_runs_out_is_not_called_damaged(tmp_path: Path, monkeypatch) -> None:
+    """Seen to fail: Arrow's own error of it is an ArrowException, as of a damaged file."""
+
+    class Full(pq.ParquetFile):
+        def iter_batches(self, *_: object, **__: object) -> Iterator[pa.RecordBatch]:
+            raise pa.ArrowMemoryError("malloc of size 1000000000 failed")
+            yield
+
+    path = write(tmp_path / "x.parquet", TEXTS)
+    monkeypatch.setattr(local.pq, "ParquetFile", Full)
+    with pytest.raises(MemoryError, match="malloc"):
+        texts(corpus(path))
 
 
 def test_a_parquet_file_whose_body_is_damaged_is_refused(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lahr.data import fetch, prepare, publish, published_at
-from lahr.errors import ConfigError
+from lahr.errors import ConfigError, StorageError
 from lahr.files import Folder
 from lahr.machine import Demands
 from tests.conftest import TINY
@@ -76,6 +76,21 @@ def test_a_published_copy_that_is_damaged_is_prepared_and_published_anew(tiny_da
     assert f"the prepared data at {source.uri} is damaged; it is not used any more" in caplog.text
     publish(again, place)
     assert fetch(source, TINY.data, BLOCK, tmp_path / "other").content_hash == tiny_data.content_hash
+
+
+def test_a_damaged_published_copy_where_nothing_can_be_removed_does_not_stop_who_prepares(
+    tiny_data, tmp_path, monkeypatch
+):
+    """Caught: a place that may only be read."""
+    place = Folder.at(tmp_path / "shared")
+    publish(tiny_data, place).write("tokenizer.json", b"{}")
+
+    def refuse(folder, name):
+        raise StorageError(f"{folder.uri} may not be written to")
+
+    monkeypatch.setattr(Folder, "remove", refuse)
+    again = prepare(TINY.data, TINY.model.vocab_size, BLOCK, tmp_path / "cache", elsewhere=published_at(place))
+    assert again.content_hash == tiny_data.content_hash
 
 
 def test_a_machine_says_what_it_lacks(tmp_path):

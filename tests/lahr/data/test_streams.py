@@ -279,7 +279,7 @@ def test_a_preparation_that_was_cut_off_goes_on_with_the_commit_that_it_began_wi
         prepared("cut", dies=True)
     moving({"new": NEW}, "new")  # the old one is gone
     with pytest.raises(
-        ConfigError, match=r"no revision old.*is of commit old: remove the folder .*\.part to begin"
+        ConfigError, match=r"no revision old.*try again later.*of commit old, .*remove the folder .*\.part to begin"
     ):
         prepared("cut")
     moving({"old": OLD, "new": NEW}, "new")

@@ -153,7 +153,9 @@ def test_what_all_shards_depend_on_is_found_again_whole_or_not_at_all(tmp_path: 
         content = path.read_bytes()
         for damaged in (content[:-2], content.replace(b"e", b"f", 1), None):
             path.unlink() if damaged is None else path.write_bytes(damaged)
-            assert begun(tmp_path) is None and "is damaged" in caplog.text
+            says_nothing = path.name == "begun.json" and damaged is None
+            assert begun(tmp_path) is None
+            assert ("does not say where its text is from" if says_nothing else "is damaged") in caplog.text
             caplog.clear()
             path.write_bytes(content)
     assert begun(tmp_path)

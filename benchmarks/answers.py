@@ -1,4 +1,4 @@
-"""Draws how the answers of a corpus are learnt over training, of runs that no sweep has: a picture beside each table.
+"""Draws how answers of `stories` are learnt over training, of a run that is of no sweep: a picture beside its table.
 
     python benchmarks/answers.py docs/probes/stories.csv
 
@@ -17,6 +17,7 @@ from matplotlib.ticker import FuncFormatter
 
 from lahr.data.stories import LABELS
 from lahr.errors import check
+from sweeps.reporting.answers import LINES
 from sweeps.reporting.figures import GREY, MARKERS, PALETTE, STYLE, short_number
 
 PROBES = Path(__file__).parents[1] / "docs" / "probes"
@@ -37,8 +38,12 @@ def main(run: tyro.conf.Positional[Path], name: str = "stories") -> None:
         curve.to_csv(path, index=False, float_format="%.6g")
     else:
         path, curve = run, pd.read_csv(run)
-    kinds = [str(name).removeprefix(_METRIC) for name in curve if str(name).count("/") == 1]
-    check(bool(kinds) and "tokens" in curve, f"{run} has no columns tokens and {_METRIC}KIND")
+    names = [str(name) for name in curve if str(name).startswith(_METRIC)]
+    kinds = [name.removeprefix(_METRIC) for name in names if name.count("/") == 1]
+    check(
+        bool(kinds) and "tokens" in curve and "trial" not in curve,
+        f"{run} is no table of one run, with columns tokens and {_METRIC}KIND; benchmarks/probes.py draws sweeps",
+    )
     picture(curve, kinds).savefig(path.with_suffix(".png"), dpi=120)
     print(path.with_suffix(".png"))
 
@@ -53,11 +58,12 @@ def table_of(run: Path) -> pd.DataFrame:
 
 
 def picture(curve: pd.DataFrame, kinds: list[str]) -> Figure:
-    """A panel a kind: all of its answers, and those of each group; chance dashed."""
-    chances = {label.name.partition("/")[0]: label.chance for label in LABELS}
+    """A panel a kind: all of its answers, and those of each group, with chance and ceiling."""
+    known = {label.name.partition("/")[0]: label for label in LABELS}
     figure = Figure(figsize=(2.9 * len(kinds), 3.4), layout="constrained")
     panels = figure.subplots(1, len(kinds), sharey=True, squeeze=False)[0]
     lines: dict[str, Line2D] = {}
+    bounds: dict[str, Line2D] = {}
     for axes, kind in zip(panels, kinds, strict=True):
         for name in (str(column) for column in curve):
             what, _, group = name.removeprefix(_METRIC).partition("/")
@@ -68,15 +74,19 @@ def picture(curve: pd.DataFrame, kinds: list[str]) -> Figure:
             style = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
             (line,) = axes.plot(curve["tokens"], 100 * curve[name], **style, **STYLE | {"markersize": 4})
             lines.setdefault(shown, line)
-        if (chance := chances.get(kind)) is not None:
-            axes.axhline(100 * chance, color=GREY, linestyle="--", linewidth=1.2, zorder=0)
+        for what, style in LINES.items() if kind in known else ():
+            line = axes.axhline(100 * getattr(known[kind], what), color=GREY, linestyle=style, zorder=0)
+            bounds.setdefault(what, line)
         axes.set_title(kind, loc="left", fontsize=11)
         axes.set_xlabel("training tokens")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))
         axes.set_xlim(left=0)
         axes.set_ylim(-3, 103)
     panels[0].set_ylabel("accuracy, %")
-    figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=6, frameon=False)
+    handles = lines | bounds
+    figure.legend(
+        list(handles.values()), list(handles), loc="outside lower center", ncols=len(handles), frameon=False
+    )
     return figure
 
 

@@ -79,8 +79,8 @@ PROBES = {
         {**_ON, "mod_capacity": 0.1875},
     ),
     "prosqa": (
-        # Its words' first is `<thought>`, after the end-of-text token. With this shape and rate steps are
-        # learnt in the first stage by one seed in a few (docs/probes.md).
+        # Its words' first is `<thought>`, after the end-of-text token. With this shape and rate steps began
+        # to be learnt in the first stage by one seed in five (docs/probes.md).
         _model(136, 112, n_layers=4, thoughts="pause", thought_token=1),
         DataConfig("prosqa:questions=50000", train_tokens=40_000_000, validation_blocks=800, packing="documents"),
         TrainConfig(

@@ -23,7 +23,7 @@ PICTURE = "answers.png"
 _METRIC, _SELECTED = "accuracy/", "selected/"
 _BESIDE, _SHADES = "*h<d>8H", (GREY, "#b0b0b0", "#454545")
 """Markers and colours of cells beside the factorial."""
-_LINES: dict[str, Any] = {"chance": ":", "ceiling": "--"}
+LINES: dict[str, Any] = {"chance": ":", "ceiling": "--"}
 
 
 def section(
@@ -164,7 +164,7 @@ def _picture(
         else:
             right.set_axis_off()
         for axes in (left, right) if groups else (left,):
-            for what, line in _LINES.items():
+            for what, line in LINES.items():
                 own = [label[what] for key, label in known.items() if key.partition("/")[0] == kind]
                 if None not in own and len(set(own)) == 1:
                     axes.axhline(100 * own[0], color=GREY, linestyle=line, linewidth=1.2, zorder=0)
@@ -177,7 +177,7 @@ def _picture(
         left.set_ylabel("accuracy, %")
         left.set_title(kind, loc="left", fontsize=11)
     handles = [Line2D([], [], label=cell, **style, **STYLE) for cell, style in styles.items()]
-    handles += [Line2D([], [], color=GREY, linestyle=line, label=what) for what, line in _LINES.items()]
+    handles += [Line2D([], [], color=GREY, linestyle=line, label=what) for what, line in LINES.items()]
     # Long names in few columns, or the picture's edges cut them off.
     widest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, min(len(handles), 6, int(figure.get_figwidth() / ((widest + 6) * 0.085))))

@@ -44,7 +44,7 @@ def test_a_profiled_run_is_the_same_run_and_leaves_a_trace_and_a_table(tiny, tin
     assert {"blocks", "mod", "latent", "memory", "head", "embedding", "optimizer"} <= found.keys()
     for mechanism in ("blocks", "mod", "latent", "memory"):
         forward, backward = found[mechanism]
-        assert 1 < backward / forward < 4, mechanism  # each has a backward pass of its own, of its size
+        assert 1 < backward / forward < 4, mechanism  # each has a backward pass of its own
     every = found.pop("all")
     assert sum(f + b for f, b in found.values()) == pytest.approx(sum(every), rel=0.05)
     assert found.get("the rest", (0, 0))[1] < 0.1 * sum(every)

@@ -32,18 +32,18 @@ def main(run: tyro.conf.Positional[Path], name: str = "stories") -> None:
         run: A table, or the folder of a run.
         name: Of table and picture, for a folder.
     """
-    if run.is_dir():
-        path = PROBES / f"{name}.csv"
-        curve = table_of(run)
-        curve.to_csv(path, index=False, float_format="%.6g")
-    else:
-        path, curve = run, pd.read_csv(run)
+    path = PROBES / f"{name}.csv" if run.is_dir() else run
+    curve = table_of(run) if run.is_dir() else pd.read_csv(run)
     names = [str(name) for name in curve if str(name).startswith(_METRIC)]
     kinds = [name.removeprefix(_METRIC) for name in names if name.count("/") == 1]
+    known = {label.name.partition("/")[0] for label in LABELS}
     check(
-        bool(kinds) and "tokens" in curve and "trial" not in curve,
-        f"{run} is no table of one run, with columns tokens and {_METRIC}KIND; benchmarks/probes.py draws sweeps",
+        kinds and "tokens" in curve and "trial" not in curve and known.issuperset(kinds),
+        f"{run} is no table of one run on stories, with columns tokens and {_METRIC}KIND, KIND being "
+        f"{', '.join(sorted(known))}; give one, or the run's folder; benchmarks/probes.py draws sweeps",
     )
+    if run.is_dir():
+        curve.to_csv(path, index=False, float_format="%.6g")
     picture(curve, kinds).savefig(path.with_suffix(".png"), dpi=120)
     print(path.with_suffix(".png"))
 
@@ -74,9 +74,9 @@ def picture(curve: pd.DataFrame, kinds: list[str]) -> Figure:
             style = {"color": PALETTE[place % len(PALETTE)], "marker": MARKERS[place % len(MARKERS)]}
             (line,) = axes.plot(curve["tokens"], 100 * curve[name], **style, **STYLE | {"markersize": 4})
             lines.setdefault(shown, line)
-        for what, style in LINES.items() if kind in known else ():
-            line = axes.axhline(100 * getattr(known[kind], what), color=GREY, linestyle=style, zorder=0)
-            bounds.setdefault(what, line)
+        for what, dashes in LINES.items():
+            value = 100 * getattr(known[kind], what)
+            bounds[what] = axes.axhline(value, color=GREY, linestyle=dashes, linewidth=1.2, zorder=0)
         axes.set_title(kind, loc="left", fontsize=11)
         axes.set_xlabel("training tokens")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: short_number(value)))

@@ -363,8 +363,11 @@ def _show(
     warnings: list[str] = []
     records = []
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=config.steps)
+    # Rich's own column forgets what is older than half a minute, and takes a resumed run's records for its pace.
+    with Progress(
+        *columns, TextColumn("{task.fields[left]}"), console=console, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("training", total=config.steps, left="")
         training = train(config, data, runtime, folder.child("checkpoints"), warnings, watch)  # type: ignore[arg-type]
         for record in training:
             records.append(record)
@@ -372,10 +375,10 @@ def _show(
                 console.print(f"warning: {warnings.pop(0)}")
             loss = next((r.metrics["val_loss"] for r in reversed(records) if "val_loss" in r.metrics), None)
             said = f"loss {record.metrics['train_loss']:.3f}" + (f", validation {loss:.3f}" if loss else "")
-            bar.update(task, completed=record.step, description=said)
+            left = f"about {timedelta(seconds=round(record.seconds_left(config.steps)))} left"
+            bar.update(task, completed=record.step, description=said, left=left)
             if not console.is_terminal and "val_loss" in record.metrics:
-                left = timedelta(seconds=round(record.seconds_left(config.steps)))
-                line = f"step {record.step:,} of {config.steps:,}, {said}, about {left} left"
+                line = f"step {record.step:,} of {config.steps:,}, {said}, {left}"
                 console.print(line, highlight=False, soft_wrap=True)
     return records
 

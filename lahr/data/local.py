@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from lahr.data.cleaning import CUT, LONGEST, PIECE, Found, cleaned, pieces
 from lahr.data.corpora import END_OF_TEXT, Corpus, hold_out
+from lahr.data.hub import one_line
 from lahr.errors import ConfigError, check
 
 KINDS = {
@@ -149,8 +150,8 @@ def _parquet_texts(file: Path, column: str) -> Iterator[str | None]:
                 raise
             except (pa.ArrowException, OSError) as error:
                 raise ConfigError(
-                    f"{file} is damaged behind row {n_before} ({' '.join(str(error).split())[:200]}); get it anew, or "
-                    "give another file"
+                    f"{file} is damaged behind row {n_before} ({one_line(error)}); get it anew, or give another "
+                    "file"
                 ) from error
             if batch is None:
                 return
